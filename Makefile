@@ -1,0 +1,96 @@
+# Every target sets itself up in $(VENV) from pyproject.toml and constraints.txt.
+#   make test PYTHON=python3.12 VENV=.venv312    another interpreter, beside the first
+
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench test-browser validation feeders clean browser
+
+help:  ## Show the targets
+	@echo "Targets (PYTHON=$(PYTHON), VENV=$(VENV)):"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "To change the interpreter, remove $(VENV) or name another: VENV=.venv312 PYTHON=python3.12"
+
+demo: $(VENV)/.stamp-opendss  ## Run the demonstration, with the OpenDSS check; writes demo_out/
+	$(BIN)/python examples/demo.py --out demo_out
+
+test: $(VENV)/.stamp-dev  ## Run the test suite, without the browser tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.stamp-dev  ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/.stamp-bench  ## Measure the solver beside its peers
+	$(BIN)/python benchmarks/powerflow.py
+
+validation: $(VENV)/.stamp-opendss  ## Compare with OpenDSS; writes docs/validation.md
+	$(BIN)/python benchmarks/validation.py
+
+test-browser: browser $(VENV)/.stamp-dev $(VENV)/.stamp-browser  ## Run the browser tests; installs Chromium if it is missing
+	$(BIN)/python -m pytest -m browser
+
+feeders: $(VENV)/.stamp-core  ## List the feeders that ship with the package
+	$(BIN)/gridjax feeders
+
+clean:  ## Remove caches and built files, but not the environments
+	rm -rf build dist demo_out htmlcov .coverage .coverage.* coverage.xml
+	rm -rf .pytest_cache .ruff_cache .hypothesis
+	find gridjax algorithms federated tests benchmarks examples -name __pycache__ -type d \
+		-prune -exec rm -rf {} + 2>/dev/null || true
+
+# One stamp for each set of packages, made again when a dependency or a pin changes.
+$(VENV)/.stamp-core: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing gridjax into $(VENV)"
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.stamp-%: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing gridjax[$*] into $(VENV)"
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[$*]"
+	@touch $@
+
+$(BIN)/python:
+	@"$(PYTHON)" -c "" >/dev/null 2>&1 || { \
+		echo "$(PYTHON) does not run here. gridjax needs Python 3.11 or newer:" \
+			"make PYTHON=/path/to/python3.12 ..." >&2; \
+		exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "gridjax needs Python 3.11 or newer, and $(PYTHON) is" \
+			"$$("$(PYTHON)" --version 2>&1)." >&2; \
+		echo "Name another one: make PYTHON=/path/to/python3.12 ..." >&2; \
+		exit 1; }
+	@"$(PYTHON)" -m venv "$(VENV)" || { \
+		rm -rf "$(VENV)"; \
+		echo "$(PYTHON) could not make a virtual environment (on Debian: apt-get install python3-venv)." >&2; \
+		exit 1; }
+
+# Chromium and its driver, from Debian's packages where they are missing.
+browser:
+	@if command -v chromium >/dev/null 2>&1 && command -v chromedriver >/dev/null 2>&1; then \
+		exit 0; \
+	fi; \
+	if ! command -v apt-get >/dev/null 2>&1; then \
+		echo "The browser tests need chromium and chromedriver on PATH; install them and try again." >&2; \
+		exit 1; \
+	fi; \
+	if [ "$$(id -u)" -eq 0 ]; then \
+		as_root=""; \
+	elif command -v sudo >/dev/null 2>&1; then \
+		as_root="sudo"; \
+	else \
+		echo "The browser tests need chromium and chromium-driver. As root, run:" >&2; \
+		echo "  apt-get install chromium chromium-driver" >&2; \
+		exit 1; \
+	fi; \
+	echo "Installing chromium and chromium-driver"; \
+	$$as_root apt-get update -q && \
+	$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q \
+		-o DPkg::Lock::Timeout=300 --no-install-recommends chromium chromium-driver

@@ -1,0 +1,66 @@
+"""Three-phase power flow of distribution feeders as pure JAX functions.
+
+    feeder = gridjax.feeders.ieee123()
+    grid = gridjax.compile(feeder)
+    flow = gridjax.solve(grid, grid.nominal)
+
+Everything after `compile` composes with `jax.jit`, `jax.vmap` and `jax.grad`. See README.md.
+"""
+
+from gridjax import feeders
+from gridjax.feeder import Feeder
+from gridjax.graph import distance_km, to_networkx
+from gridjax.grid import Grid, OperatingPoint, assemble, compile
+from gridjax.io.json import read_json, write_json
+from gridjax.io.opendss import read_opendss, write_opendss
+from gridjax.layout import Layout, Parameters, lay_out
+from gridjax.powerflow.results import (
+    current_residual,
+    currents,
+    device_powers,
+    element_losses,
+    loading,
+    losses,
+    powers,
+    sequence_voltages,
+    source_power,
+    unbalance,
+    voltages,
+)
+from gridjax.powerflow.solve import PowerFlow, solve
+from gridjax.validate import Problem, validate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Feeder",
+    "Grid",
+    "Layout",
+    "OperatingPoint",
+    "Parameters",
+    "PowerFlow",
+    "Problem",
+    "assemble",
+    "compile",
+    "current_residual",
+    "currents",
+    "device_powers",
+    "distance_km",
+    "element_losses",
+    "feeders",
+    "lay_out",
+    "loading",
+    "losses",
+    "powers",
+    "read_json",
+    "read_opendss",
+    "sequence_voltages",
+    "solve",
+    "source_power",
+    "to_networkx",
+    "unbalance",
+    "validate",
+    "voltages",
+    "write_json",
+    "write_opendss",
+]

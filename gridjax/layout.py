@@ -1,0 +1,484 @@
+"""From tables to indices: the host half of `compile`.
+
+`lay_out(feeder)` decides everything that depends on the topology alone: which node is where in which zone, which
+device's phase sits in which port, which zone hangs at which. The numbers (impedances, ratings, laws) go to
+`Parameters`, a pytree, from which `gridjax.grid.assemble` makes the operators. Vocabulary of a zone's *slots*:
+
+- a *unit* is one phase of one device (load, generator, capacitor, further source): it sees the voltage between
+  two nodes in per unit of its own rating, and injects a current;
+- a *tap* is one phase of a regulated winding (see `gridjax.grid`);
+- a *child* is a zone that hangs at one of this zone's buses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import flax.struct
+import jax
+import numpy as np
+
+from gridjax import feeder as tables
+from gridjax.admittance import capacitor_pairs, describe, incidence
+from gridjax.feeder import Feeder, split_terminal
+from gridjax.generation import pv_power, storage_power
+from gridjax.partition import Partition, partition
+from gridjax.powerflow.injections import IMPEDANCE, Laws, generator_law, load_law
+
+KINDS = ("sources", "lines", "switches", "transformers", "capacitors", "reactors", "admittances")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Linear elements of one shape: their rows in the table `kind`, and where their conductors are.
+
+    `nodes` (n, m) are global node numbers, `local` (n, m) numbers within the zone (`zone` (n,)); the ground has
+    the number one past the last. `terminals`: how many conductors each terminal has.
+    """
+
+    kind: str
+    static: tuple
+    rows: np.ndarray
+    nodes: np.ndarray
+    zone: np.ndarray
+    local: np.ndarray
+    terminals: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Tapped:
+    """The phases of regulated windings that share a group and a winding number; arrays (phases,).
+
+    `member` is the place in the group, `phase` the transformer's phase, `volts` the winding's rating across it.
+    """
+
+    group: int
+    winding: int
+    regulator: np.ndarray
+    member: np.ndarray
+    phase: np.ndarray
+    zone: np.ndarray
+    slot: np.ndarray
+    volts: np.ndarray
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The tree of zones, level by level, padded to one width; `zones` (the count) stands for no zone.
+
+    A *position* is a place within its level.
+    """
+
+    zone: np.ndarray  # (levels, width)
+    child: np.ndarray  # (levels, width, children) position in the next level, `width` where there is none
+    parent: np.ndarray  # (levels, width) position in the level before
+    slot: np.ndarray  # (levels, width) which child of its parent
+    place: np.ndarray  # (zones,) level * width + position
+    head_local: np.ndarray  # (levels, width, heads) the head's local numbers in the parent zone
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The static sizes of a grid: equal shapes mean one compilation."""
+
+    nodes: int  # of the feeder
+    units: int  # slots a zone, likewise below
+    taps: int
+    children: int
+    heads: int
+    interior: int
+    tap_depth: int
+    exponents: bool
+    cutoffs: bool
+    loads: int
+    generators: int
+    regulators: int
+    steps: int
+    sources: int
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Everything about a feeder that is an index. See the module's text; arrays are NumPy."""
+
+    feeder: Feeder
+    shape: Shape
+    groups: tuple[Group, ...]
+    partition: Partition
+    node_volts: np.ndarray  # (nodes + 1,), the ground's is 1
+    node_place: np.ndarray  # (nodes,) position in the flattened (zones, interior)
+    head_nodes: np.ndarray  # (zones, heads) global node of each head conductor, the root's being the source's
+    unit_place: np.ndarray  # (all units,) position in the flattened (zones, units)
+    unit_nodes: np.ndarray  # (all units, 2) global nodes
+    unit_local: np.ndarray  # (all units, 2) local numbers
+    unit_device: np.ndarray  # (all units,) loads, then generators, then capacitors, then sources
+    unit_share: np.ndarray  # (all units,) 1/phases of loads and generators, 1 of capacitors, 0 of sources
+    unit_phase: np.ndarray  # (all units,)
+    taps: tuple[Tapped, ...]
+    levels: Levels
+    child_local: np.ndarray  # (zones, children, heads) local numbers
+    step_bank: np.ndarray  # (steps,)
+
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        """`"bus.node"` in the order of `PowerFlow.v`."""
+        return self.feeder.node_names
+
+
+@flax.struct.dataclass
+class Parameters:
+    """Every number that goes into a solve and does not change by scenario, as a pytree.
+
+    `elements[g]` are the stacked `Description.params` of `Layout.groups[g]`; `laws` and `unit_volts` have one entry
+    a unit; the source's EMF is `emf_volts` at `emf_angle` (radians), one entry a source; nominal values of the
+    operating point follow.
+    """
+
+    elements: tuple[dict[str, jax.Array], ...]
+    laws: Laws
+    unit_volts: jax.Array
+    emf_volts: jax.Array
+    emf_angle: jax.Array
+    source_pu: jax.Array
+    load_kw: jax.Array
+    load_kvar: jax.Array
+    generation_kw: jax.Array
+    generation_kvar: jax.Array
+    tap: jax.Array
+    capacitor: jax.Array
+
+
+@dataclass
+class _Unit:
+    """A unit while the layout is made."""
+
+    pair: tuple[str, str]
+    volts: float
+    law: dict[str, float]
+    device: int
+    share: float
+    phase: int
+
+
+def _pairs(terminal: str, phases: int, connection: str) -> list[tuple[str, str]]:
+    """The two conductors of each phase of a shunt device."""
+    bus, nodes = split_terminal(terminal)
+    names = [f"{bus}.{n}" for n in nodes]
+    if connection == "wye":
+        return [(names[k], names[-1]) for k in range(phases)]
+    return [(names[k], names[(k + 1) % len(names)]) for k in range(phases)]
+
+
+def rated_volts(kv: float, phases: int, connection: str) -> float:
+    """The rated voltage across one phase."""
+    return 1e3 * (kv / math.sqrt(3) if connection == "wye" and phases > 1 else kv)
+
+
+def generators(feeder: Feeder) -> tuple[tables.Generator | tables.PVSystem | tables.Storage, ...]:
+    """All injecting devices, in the order of `OperatingPoint.generation_kw`."""
+    return (*feeder.generators, *feeder.pv_systems, *feeder.storages)
+
+
+def generation(feeder: Feeder) -> tuple[np.ndarray, np.ndarray]:
+    """Their nominal kW and kvar."""
+    pairs = [(g.kw, g.kvar) for g in feeder.generators]
+    pairs += [pv_power(pv) for pv in feeder.pv_systems]
+    pairs += [storage_power(s) for s in feeder.storages]
+    kw, kvar = np.array(pairs, float).reshape(-1, 2).T
+    return kw, kvar
+
+
+def _units(feeder: Feeder, capacitor_kv: Sequence[float]) -> list[_Unit]:
+    """Loads, generators, capacitors and all sources but the first, phase by phase."""
+    units: list[_Unit] = []
+    devices = [(x, load_law(x), 1 / x.phases) for x in feeder.loads]
+    devices += [(x, generator_law(x), 1 / x.phases) for x in generators(feeder)]
+    for i, (x, law, share) in enumerate(devices):
+        volts = rated_volts(x.kv, x.phases, x.connection)
+        for k, pair in enumerate(_pairs(x.bus, x.phases, x.connection)):
+            units.append(_Unit(pair, volts, law, i, share, k))
+    for i, x in enumerate(feeder.capacitors, start=len(devices)):
+        d = describe(feeder, x)
+        for k, row in enumerate(capacitor_pairs(d.static)):
+            a, b = (d.conductors[int(j)] for j in (row.argmax(), row.argmin()))
+            volts = rated_volts(x.kv, x.phases, x.connection)
+            units.append(_Unit((a, b), volts, IMPEDANCE, i, 1.0, k))
+    start = len(devices) + len(feeder.capacitors)
+    for i, x in enumerate(feeder.sources[1:], start=start):
+        bus, nodes = split_terminal(x.bus)
+        volts = rated_volts(x.base_kv, len(nodes), "wye")
+        zero = {**IMPEDANCE, "impedance_p": 0.0, "impedance_q": 0.0}
+        for k, node in enumerate(nodes):
+            units.append(_Unit((f"{bus}.{node}", f"{bus}.0"), volts, zero, i, 0.0, k))
+    return units
+
+
+def _terminals(kind: str, static: tuple, element: object) -> tuple[int, ...]:
+    """How many conductors each terminal of an element has."""
+    if kind == "transformers":
+        return tuple(len(split_terminal(w.bus)[1]) for w in element.windings)  # type: ignore[attr-defined]
+    if kind == "admittances":
+        return tuple(len(split_terminal(t)[1]) for t in element.terminals)  # type: ignore[attr-defined]
+    return tuple(
+        len(split_terminal(t)[1]) for t in (getattr(element, a, None) for a in ("bus", "bus1", "bus2")) if t is not None
+    )
+
+
+@dataclass
+class _Element:
+    """A linear element while the layout is made."""
+
+    kind: str
+    row: int
+    description: object
+    buses: tuple[int, ...]
+    terminals: tuple[int, ...]
+
+
+class _Numbers:
+    """Numbers of buses and nodes; bus `count` stands for the EMF of the first source."""
+
+    def __init__(self, feeder: Feeder):
+        self.bus = {b.name: i for i, b in enumerate(feeder.buses)}
+        self.count = len(feeder.buses)
+        self.node = {name: i for i, name in enumerate(feeder.node_names)}
+        self.ground = len(self.node)
+        self.bus_of_node = [i for i, b in enumerate(feeder.buses) for _ in b.nodes]
+        self.nodes_of_bus: list[list[int]] = [[] for _ in feeder.buses]
+        for node, bus in enumerate(self.bus_of_node):
+            self.nodes_of_bus[bus].append(node)
+
+    def nodes(self, names: Sequence[str]) -> list[int]:
+        return [self.node.get(name, self.ground) for name in names]
+
+    def buses(self, names: Sequence[str]) -> list[int]:
+        return [self.bus[n.rpartition(".")[0]] for n in names if not n.endswith(".0")]
+
+
+def _elements(feeder: Feeder, numbers: _Numbers) -> list[_Element]:
+    out = []
+    for kind in KINDS:
+        for row, x in enumerate(getattr(feeder, kind)):
+            d = describe(feeder, x)
+            buses = numbers.buses(d.conductors)
+            if kind == "sources" and row == 0:
+                buses = [*buses, numbers.count]
+            out.append(_Element(kind, row, d, tuple(buses), _terminals(kind, d.static, x)))
+    return out
+
+
+def lay_out(feeder: Feeder, zone_ports: int = 24, zone_nodes: int = 512) -> tuple[Layout, Parameters]:
+    """Lays out a valid feeder.
+
+    Args:
+      feeder: a feeder in which `gridjax.validate` finds no problem.
+      zone_ports: ports a zone should hold (see `gridjax.partition`).
+      zone_nodes: nodes a zone should hold.
+
+    Returns:
+      The indices, and the numbers as float64 NumPy arrays.
+    """
+    numbers = _Numbers(feeder)
+    elements = _elements(feeder, numbers)
+    units = _units(feeder, [])
+    # The switched current of an opened or closed bank is a unit's: its first bus holds the port.
+    unit_bus = [numbers.buses(u.pair)[0] for u in units]
+    regulated = {r.transformer: None for r in feeder.regulators}
+    ports = np.bincount(unit_bus, minlength=numbers.count + 1)
+    for x in elements:
+        if x.kind == "transformers" and feeder.transformers[x.row].name in regulated:
+            ports[x.buses[-1]] += 2 * feeder.transformers[x.row].phases
+    sizes = [len(b.nodes) for b in feeder.buses] + [0]
+    # A unit between two buses (a series capacitor) must lie in one zone: it is an element as well.
+    cut = partition([x.buses for x in elements], numbers.count, ports.tolist(), sizes, zone_ports, zone_nodes)
+    zones = _Zones(feeder, numbers, cut)
+    groups = _groups(elements, numbers, zones, cut)
+    taps = _taps(feeder, groups[0])
+    return _finish(feeder, numbers, cut, zones, groups, taps, units)
+
+
+class _Zones:
+    """Local numbers: interior nodes, then heads, then the ground."""
+
+    def __init__(self, feeder: Feeder, numbers: _Numbers, cut: Partition):
+        source_nodes = numbers.nodes(
+            [f"{split_terminal(feeder.sources[0].bus)[0]}.{n}" for n in split_terminal(feeder.sources[0].bus)[1]]
+        )
+        self.heads = [source_nodes if z.head == numbers.count else numbers.nodes_of_bus[z.head] for z in cut.zones]
+        self.inside = [[n for b in z.buses for n in numbers.nodes_of_bus[b]] for z in cut.zones]
+        self.n = max(map(len, self.inside))
+        self.h = max(map(len, self.heads))
+        self.ground = self.n + self.h
+        self.local: list[dict[int, int]] = []
+        for i, (inside, head) in enumerate(zip(self.inside, self.heads, strict=True)):
+            place = {node: k for k, node in enumerate(inside)}
+            if i > 0:  # the root's heads are the EMF, not nodes
+                place.update({node: self.n + k for k, node in enumerate(head)})
+            place[numbers.ground] = self.ground
+            self.local.append(place)
+
+
+def _groups(
+    elements: list[_Element], numbers: _Numbers, zones: _Zones, cut: Partition
+) -> tuple[tuple[Group, ...], tuple[dict[str, np.ndarray], ...]]:
+    """Elements of one kind and shape together, with their stacked parameters."""
+    sorted_: dict[tuple, list[tuple[_Element, int]]] = {}
+    for x, zone in zip(elements, cut.zone_of_element, strict=True):
+        first = x.kind == "sources" and x.row == 0
+        key = (x.kind, first, x.description.static, x.terminals)  # type: ignore[attr-defined]
+        sorted_.setdefault(key, []).append((x, zone))
+    groups, params = [], []
+    for (kind, _, static, terminals), members in sorted_.items():
+        nodes = np.array([numbers.nodes(x.description.conductors) for x, _ in members])  # type: ignore[attr-defined]
+        local = np.array([[zones.local[z][n] for n in row] for row, (_, z) in zip(nodes, members, strict=True)])
+        rows = np.array([x.row for x, _ in members])
+        zone = np.array([z for _, z in members])
+        groups.append(Group(kind, static, rows, nodes, zone, local, terminals))
+        each = [x.description.params for x, _ in members]  # type: ignore[attr-defined]
+        params.append({k: np.stack([np.asarray(p[k], float) for p in each]) for k in each[0]})
+    return tuple(groups), tuple(params)
+
+
+def _taps(feeder: Feeder, groups: tuple[Group, ...]) -> list[Tapped]:
+    """The regulated windings' phases, numbered within their zones."""
+    where = {
+        feeder.transformers[row].name: (g, i)
+        for g, group in enumerate(groups)
+        if group.kind == "transformers"
+        for i, row in enumerate(group.rows)
+    }
+    used: dict[int, int] = {}
+    found: dict[tuple[int, int], list[tuple]] = {}
+    for r, regulator in enumerate(feeder.regulators):
+        g, i = where[regulator.transformer]
+        phases = feeder.transformers[groups[g].rows[i]].phases
+        winding = feeder.transformers[groups[g].rows[i]].windings[regulator.winding - 1]
+        volts = rated_volts(winding.kv, phases, winding.connection)
+        zone = int(groups[g].zone[i])
+        for k in range(phases):
+            slot = used.get(zone, 0)
+            used[zone] = slot + 1
+            found.setdefault((g, regulator.winding - 1), []).append((r, i, k, zone, slot, volts))
+    return [Tapped(g, w, *(np.array(column) for column in zip(*rows, strict=True))) for (g, w), rows in found.items()]
+
+
+def _finish(feeder, numbers, cut, zones, grouped, taps, units) -> tuple[Layout, Parameters]:
+    """Numbers the slots and gathers the arrays."""
+    groups, params = grouped
+    levels, child_local = _levels(cut, zones)
+    count = len(cut.zones)
+    used = [0] * count
+    place, nodes, local = [], [], []
+    for u in units:
+        pair = numbers.nodes(u.pair)
+        zone = _unit_zone(pair, numbers, cut, zones)
+        place.append((zone, used[zone]))
+        used[zone] += 1
+        nodes.append(pair)
+        local.append([zones.local[zone][n] for n in pair])
+    width = max(1, *used)
+    in_zone: dict[int, set] = {}
+    for t in taps:
+        for member, zone in zip(t.member.tolist(), t.zone.tolist(), strict=True):
+            in_zone.setdefault(zone, set()).add((t.group, member))
+    laws = {k: np.array([u.law[k] for u in units], float) for k in IMPEDANCE}
+    shape = Shape(
+        nodes=numbers.ground, units=width, taps=max([int(t.slot.max()) + 1 for t in taps], default=0),
+        children=child_local.shape[1],
+        heads=zones.h, interior=zones.n,
+        tap_depth=min(max(map(len, in_zone.values()), default=0), 3),
+        exponents=bool((laws["extra_p"] != 0).any() or (laws["extra_q"] != 0).any()),
+        cutoffs=bool((laws["cutoff"] > 0).any()),
+        loads=len(feeder.loads), generators=len(generators(feeder)), regulators=len(feeder.regulators),
+        steps=sum(len(c.kvar) for c in feeder.capacitors), sources=len(feeder.sources),
+    )  # fmt: skip
+    head_nodes = np.full((count, zones.h), numbers.ground)
+    for z, head in enumerate(zones.heads):
+        head_nodes[z, : len(head)] = head
+    node_place = np.zeros(numbers.ground, int)
+    for z, inside in enumerate(zones.inside):
+        node_place[inside] = z * zones.n + np.arange(len(inside))
+    layout = Layout(
+        feeder=feeder, shape=shape, groups=groups, partition=cut,
+        node_volts=np.array([1e3 * b.base_kv for b in feeder.buses for _ in b.nodes] + [1.0]),
+        node_place=node_place, head_nodes=head_nodes,
+        unit_place=np.array([z * width + s for z, s in place], int),
+        unit_nodes=np.array(nodes, int).reshape(-1, 2),
+        unit_local=np.array(local, int).reshape(-1, 2),
+        unit_device=np.array([u.device for u in units], int),
+        unit_share=np.array([u.share for u in units], float),
+        unit_phase=np.array([u.phase for u in units], int),
+        taps=tuple(taps), levels=levels, child_local=child_local,
+        step_bank=np.array([i for i, c in enumerate(feeder.capacitors) for _ in c.kvar], int),
+    )  # fmt: skip
+    return layout, _parameters(feeder, params, laws, units)
+
+
+def _unit_zone(pair: list[int], numbers: _Numbers, cut: Partition, zones: _Zones) -> int:
+    """The zone that knows both nodes of a unit."""
+    buses = [numbers.bus_of_node[n] for n in pair if n != numbers.ground]
+    candidates = {cut.zone_of_bus[b] for b in buses}
+    return next(z for z in sorted(candidates, reverse=True) if all(n in zones.local[z] for n in pair))
+
+
+def _levels(cut: Partition, zones: _Zones) -> tuple[Levels, np.ndarray]:
+    """The tree by levels, and the local numbers of each zone's children's heads."""
+    count = len(cut.zones)
+    hung: list[list[int]] = [[] for _ in range(count)]
+    rank = np.zeros(count, int)  # which child of its parent
+    members: list[list[int]] = []
+    position = np.zeros(count, int)
+    for z, zone in enumerate(cut.zones):
+        if zone.parent >= 0:
+            rank[z] = len(hung[zone.parent])
+            hung[zone.parent].append(z)
+        if zone.level == len(members):
+            members.append([])
+        position[z] = len(members[zone.level])
+        members[zone.level].append(z)
+    children = max(1, *map(len, hung))
+    depth, width = len(members), max(map(len, members))
+    child_local = np.full((count, children, zones.h), zones.ground)
+    out = Levels(
+        zone=np.full((depth, width), count),
+        child=np.full((depth, width, children), width),
+        parent=np.zeros((depth, width), int),
+        slot=np.zeros((depth, width), int),
+        place=np.array([z.level * width + position[i] for i, z in enumerate(cut.zones)]),
+        head_local=np.full((depth, width, zones.h), zones.ground),
+    )
+    for z, zone in enumerate(cut.zones):
+        at = (zone.level, position[z])
+        out.zone[at] = z
+        for c, child in enumerate(hung[z]):
+            out.child[(*at, c)] = position[child]
+            head = [zones.local[z][n] for n in zones.heads[child]]
+            child_local[z, c, : len(head)] = head
+            below = (zone.level + 1, position[child])
+            out.parent[below], out.slot[below] = position[z], c
+            out.head_local[below][: len(head)] = head
+    return out, child_local
+
+
+def _parameters(feeder: Feeder, params, laws, units: list[_Unit]) -> Parameters:
+    kw, kvar = generation(feeder)
+    transformers = {t.name: t for t in feeder.transformers}
+    return Parameters(
+        elements=params,
+        laws=Laws(**laws),
+        unit_volts=np.array([u.volts for u in units], float),
+        emf_volts=np.array([rated_volts(s.base_kv, len(split_terminal(s.bus)[1]), "wye") for s in feeder.sources]),
+        emf_angle=np.array([math.radians(s.angle_deg) for s in feeder.sources]),
+        source_pu=np.array([s.pu for s in feeder.sources], float),
+        load_kw=np.array([x.kw for x in feeder.loads], float),
+        load_kvar=np.array([x.kvar for x in feeder.loads], float),
+        generation_kw=kw,
+        generation_kvar=kvar,
+        tap=np.array(
+            [transformers[r.transformer].windings[r.winding - 1].tap for r in feeder.regulators],
+            float,
+        ),
+        capacitor=np.array([float(s) for c in feeder.capacitors for s in c.closed], float),
+    )  # type: ignore[arg-type]

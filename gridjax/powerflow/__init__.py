@@ -1,0 +1,1 @@
+"""The power flow: load models, the two methods, `solve`, and results."""

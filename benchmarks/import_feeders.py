@@ -19,10 +19,7 @@ from gridjax.feeder import Feeder
 from gridjax.io.json import write_json
 from gridjax.io.opendss import read_opendss
 
-SOURCE = (
-    "EPRI OpenDSS distribution, IEEETestCases/{path}; "
-    "the circuit: IEEE PES test feeder working group"
-)
+SOURCE = "EPRI OpenDSS distribution, IEEETestCases/{path}; the circuit: IEEE PES test feeder working group"
 LICENCE = "BSD-3-Clause (see LICENSE.opendss.txt)"
 LICENCE_FILE = "LICENSE.opendss.txt"
 
@@ -94,7 +91,7 @@ def copy_licence(folder: Path, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Makes the shipped feeders from OpenDSS circuits.")
     parser.add_argument("--circuits", type=Path, required=True, help="the folder IEEETestCases")
     parser.add_argument("--out", type=Path, default=Path("gridjax/feeders"))
     parser.add_argument("--only", nargs="+", choices=[c.name for c in CIRCUITS], metavar="NAME")

@@ -126,7 +126,7 @@ class Taps:
 
 @flax.struct.dataclass
 class Branches:
-    """Primitive admittances of one kind of element in per unit: `y` (elements, T P, T P), `nodes` (elements, T, P).
+    """Primitive admittances of one kind of element in siemens: (elements, T P, T P); `nodes` (elements, T, P).
 
     The ground and unused conductors have the node number one past the last.
     """
@@ -241,9 +241,9 @@ def assemble(layout: Layout, parameters: Parameters) -> Grid:
         y * volts[g.nodes][:, :, None] * volts[g.nodes][:, None, :] / base
         for g, y in zip(layout.groups, primitives, strict=True)
     ]
-    y = _zone_matrices(layout, per_unit)
-    f, g, d = _ports(layout, parameters, volts, base)
-    zones, emf = _reduce(layout, parameters, y, f, g, d)
+    y, drops = _zone_matrices(layout, per_unit, base)
+    ports = _ports(layout, parameters, volts, base)
+    zones, emf = _reduce(layout, parameters, y, drops, ports)
     steps = _steps(layout, parameters, base)
     width = max(len(e) for e in _emf(layout, parameters))
     all_emf = jnp.stack([jnp.pad(e, (0, width - len(e))) for e in _emf(layout, parameters)])
@@ -254,7 +254,7 @@ def assemble(layout: Layout, parameters: Parameters) -> Grid:
         zones=zones,
         units=_units(layout, parameters, per_unit, emf, base),
         taps=_tap_slots(layout, parameters),
-        branches=_branches(layout, per_unit),
+        branches=_branches(layout, primitives, base),
         tapped=tapped,
         step_re=steps.real,
         step_im=steps.imag,
@@ -276,20 +276,33 @@ def _real_vector(a: jax.Array) -> jax.Array:
     return jnp.concatenate([a.real, a.imag], axis=-1)
 
 
-def _zone_matrices(layout: Layout, per_unit: list[jax.Array]) -> jax.Array:
-    """Nodal matrices of all zones over interior, head and ground nodes, before children are folded in."""
+def _zone_matrices(layout: Layout, per_unit: list[jax.Array], base: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Nodal matrices of all zones over interior, head and ground nodes, before children are folded in.
+
+    The switches are apart, in the coordinates of `layout.drops`; the last zone stands for none.
+    """
     s = layout.shape
     size = s.interior + s.heads + 1
     count = len(layout.partition.zones)
-    y = jnp.zeros((count, size, size), per_unit[0].dtype)
+    y = jnp.zeros((count + 1, size, size), per_unit[0].dtype)
+    switches = jnp.zeros_like(y)
     for g, p in zip(layout.groups, per_unit, strict=True):
+        if g.kind == "switches" and layout.drops is not None:
+            n = g.local.shape[1] // 2
+            t = layout.drops[g.zone[:, None], g.local]  # (elements, 2 n, size)
+            volts = layout.node_volts[g.nodes][:, :, None]
+            alike = np.abs(volts[:, :n] - volts[:, n:]) < 1e-9 * volts[:, :n]
+            near = np.where(alike, t[:, :n] - t[:, n:], t[:, :n] - t[:, n:] * volts[:, n:] / volts[:, :n])
+            series = jnp.diagonal(p, axis1=1, axis2=2)[:, :n]
+            switches = switches.at[g.zone].add(jnp.einsum("ek,eki,ekj->eij", series, near, near))
+            continue
         zone = g.zone[:, None, None]
         y = y.at[zone, g.local[:, :, None], g.local[:, None, :]].add(p)
         if g.kind == "sources" and g.rows[0] == 0:  # the EMF's side of the first source
             head = s.interior + np.arange(g.local.shape[1])
             i, j = g.local[0][:, None], head[None, :]
             y = y.at[0, i, j].add(-p[0]).at[0, j.T, i.T].add(-p[0]).at[0, j.T, j].add(p[0])
-    return y
+    return y, switches
 
 
 def _ports(layout: Layout, parameters: Parameters, volts: jax.Array, base: jax.Array):
@@ -328,23 +341,28 @@ def _ports(layout: Layout, parameters: Parameters, volts: jax.Array, base: jax.A
     return f, g, d
 
 
-def _reduce(layout: Layout, parameters: Parameters, y, f, g, d) -> tuple[Zones, tuple]:
+def _reduce(layout: Layout, parameters: Parameters, y, switches, ports) -> tuple[Zones, tuple]:
     """Kron reduction from the leaves, level by level, then the no-load solution from the root."""
     s, levels = layout.shape, layout.levels
+    f, g, d = (jnp.concatenate([a, jnp.zeros_like(a[:1])]) for a in ports)
     n, h, m = s.interior, s.heads, f.shape[2]
-    count = y.shape[0]
-    filled = np.zeros((count, n), bool)
+    count = y.shape[0] - 1
+    filled = np.zeros((count + 1, n), bool)
     filled.reshape(-1)[layout.node_place] = True
     y = y.at[:, np.arange(n), np.arange(n)].add(jnp.where(filled, 0.0, 1.0))
-    none = jnp.eye(y.shape[1], dtype=y.dtype)[None]  # stands for no zone
-    y = jnp.concatenate([y, none])
-    f, g, d = (jnp.concatenate([a, jnp.zeros_like(a[:1])]) for a in (f, g, d))
+    drops = layout.drops
+    if drops is not None:
+        f, g = jnp.swapaxes(drops, 1, 2) @ f, g @ drops
+        drops = jnp.asarray(drops, y.dtype)
     above = np.concatenate([np.full((1, levels.zone.shape[1]), count), levels.zone[:-1]])
     parent = np.take_along_axis(above, levels.parent, axis=1)
 
     def reduce_level(y, indices):
         zone, parent, at = indices
         yy, ff, gg = y[zone], f[zone], g[zone]
+        if drops is not None:
+            t_v = drops[zone]
+            yy = jnp.swapaxes(t_v, 1, 2) @ yy @ t_v + switches[zone]
         right = jnp.concatenate([ff[:, :n], -yy[:, :n, n : n + h]], axis=2)
         solved = jnp.linalg.solve(yy[:, :n, :n], right)
         big_n, n_head = solved[:, :, :m], solved[:, :, m:]
@@ -354,6 +372,9 @@ def _reduce(layout: Layout, parameters: Parameters, y, f, g, d) -> tuple[Zones, 
         y_in = yy[:, n : n + h, n : n + h] + yy[:, n : n + h, :n] @ n_head
         y_in = jnp.where((zone < count)[:, None, None], y_in, 0.0)
         y = y.at[parent[:, None, None], at[:, :, None], at[:, None, :]].add(y_in)
+        if drops is not None:
+            inside = t_v[:, :n, :n]
+            big_n, n_head = inside @ big_n, inside @ n_head + t_v[:, :n, n : n + h]
         return y, (z, w, t, big_n, n_head)
 
     indices = (levels.zone, parent, levels.head_local)
@@ -478,11 +499,11 @@ def _steps(layout: Layout, parameters: Parameters, base: jax.Array) -> jax.Array
     return out
 
 
-def _branches(layout: Layout, per_unit: list[jax.Array]) -> dict[str, Branches]:
+def _branches(layout: Layout, primitives: list[jax.Array], base: jax.Array) -> dict[str, Branches]:
     """Every kind's primitive matrices on common axes (elements, terminals, conductors); banks at 1 pu."""
     out = {}
     for kind in KINDS:
-        groups = [(g, y) for g, y in zip(layout.groups, per_unit, strict=True) if g.kind == kind]
+        groups = [(g, y) for g, y in zip(layout.groups, primitives, strict=True) if g.kind == kind]
         if not groups:
             continue
         count = sum(len(g.rows) for g, _ in groups)
@@ -493,7 +514,7 @@ def _branches(layout: Layout, per_unit: list[jax.Array]) -> dict[str, Branches]:
         for g, y in groups:
             at = np.concatenate([t * width + np.arange(k) for t, k in enumerate(g.terminals)])
             if kind == "capacitors":
-                y = _pattern(layout, g)
+                y = _pattern(layout, g, base)
             y_all = y_all.at[g.rows[:, None, None], at[None, :, None], at[None, None, :]].set(y)
             nodes[g.rows[:, None], at[None, :]] = g.nodes
         nodes = nodes.reshape(count, terminals, width)
@@ -501,13 +522,12 @@ def _branches(layout: Layout, per_unit: list[jax.Array]) -> dict[str, Branches]:
     return out
 
 
-def _pattern(layout: Layout, group: Group) -> jax.Array:
+def _pattern(layout: Layout, group: Group, base: jax.Array) -> jax.Array:
     """The banks' matrices for 1 pu of admittance in each phase."""
     banks = [layout.feeder.capacitors[r] for r in group.rows]
     rated = np.array([rated_volts(c.kv, c.phases, c.connection) for c in banks])
     pairs = capacitor_pairs(group.static)
-    volts = layout.node_volts[group.nodes] / rated[:, None]
-    return jnp.asarray((pairs.T @ pairs) * volts[:, :, None] * volts[:, None, :] + 0j)
+    return (pairs.T @ pairs) * (base / rated**2)[:, None, None] + 0j
 
 
 def _tapped(layout: Layout, parameters: Parameters):

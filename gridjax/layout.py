@@ -18,10 +18,11 @@ from dataclasses import dataclass
 
 import flax.struct
 import jax
+import networkx as nx
 import numpy as np
 
 from gridjax import feeder as tables
-from gridjax.admittance import capacitor_pairs, describe, incidence
+from gridjax.admittance import capacitor_pairs, describe
 from gridjax.feeder import Feeder, split_terminal
 from gridjax.generation import pv_power, storage_power
 from gridjax.partition import Partition, partition
@@ -118,6 +119,7 @@ class Layout:
     unit_phase: np.ndarray  # (all units,)
     taps: tuple[Tapped, ...]
     levels: Levels
+    drops: np.ndarray | None  # (zones + 1, size, size), see `_drops`; None without switches
     child_local: np.ndarray  # (zones, children, heads) local numbers
     step_bank: np.ndarray  # (steps,)
 
@@ -171,6 +173,12 @@ def _pairs(terminal: str, phases: int, connection: str) -> list[tuple[str, str]]
     return [(names[k], names[(k + 1) % len(names)]) for k in range(phases)]
 
 
+def emf_volts(source: tables.Source) -> float:
+    """The EMF of one phase: the star voltage of the line-to-line rating, as OpenDSS takes it for any number."""
+    phases = len(split_terminal(source.bus)[1])
+    return 1e3 * source.base_kv / (2 * math.sin(math.pi / phases) if phases > 1 else 1.0)
+
+
 def rated_volts(kv: float, phases: int, connection: str) -> float:
     """The rated voltage across one phase."""
     return 1e3 * (kv / math.sqrt(3) if connection == "wye" and phases > 1 else kv)
@@ -208,7 +216,7 @@ def _units(feeder: Feeder, capacitor_kv: Sequence[float]) -> list[_Unit]:
     start = len(devices) + len(feeder.capacitors)
     for i, x in enumerate(feeder.sources[1:], start=start):
         bus, nodes = split_terminal(x.bus)
-        volts = rated_volts(x.base_kv, len(nodes), "wye")
+        volts = emf_volts(x)
         zero = {**IMPEDANCE, "impedance_p": 0.0, "impedance_q": 0.0}
         for k, node in enumerate(nodes):
             units.append(_Unit((f"{bus}.{node}", f"{bus}.0"), volts, zero, i, 0.0, k))
@@ -410,10 +418,45 @@ def _finish(feeder, numbers, cut, zones, grouped, taps, units) -> tuple[Layout, 
         unit_device=np.array([u.device for u in units], int),
         unit_share=np.array([u.share for u in units], float),
         unit_phase=np.array([u.phase for u in units], int),
-        taps=tuple(taps), levels=levels, child_local=child_local,
+        taps=tuple(taps), levels=levels, drops=_drops(groups, zones, numbers, feeder), child_local=child_local,
         step_bank=np.array([i for i, c in enumerate(feeder.capacitors) for _ in c.kvar], int),
     )  # fmt: skip
     return layout, _parameters(feeder, params, laws, units)
+
+
+def _drops(groups, zones: _Zones, numbers: _Numbers, feeder: Feeder) -> np.ndarray | None:
+    """The change of variables `v = T v'` which makes a switch's far end its near end plus a drop.
+
+    Beside a switch of 1e-7 ohm the other admittances at its nodes would drown in the rounding of a nodal matrix; in
+    terms of drops the switch stands alone on the diagonal. T is (zones + 1, size, size) over interior, head and
+    ground nodes, the last zone standing for none. Switches between unequal voltage bases are left as they are.
+    """
+    found = [g for g in groups if g.kind == "switches"]
+    if not found:
+        return None
+    volts = [b.base_kv for b in feeder.buses for _ in b.nodes] + [0.0]
+    edges: dict[int, list[tuple[int, int]]] = {}
+    for g in found:
+        n = g.local.shape[1] // 2
+        for nodes, local, zone in zip(g.nodes, g.local, g.zone.tolist(), strict=True):
+            for k in range(n):
+                a, b = volts[nodes[k]], volts[nodes[n + k]]
+                if a and abs(a - b) < 1e-9 * a:
+                    edges.setdefault(zone, []).append((int(local[k]), int(local[n + k])))
+    size = zones.ground + 1
+    out = np.tile(np.eye(size), (len(zones.local) + 1, 1, 1))
+    for zone, pairs in edges.items():
+        # Drops are counted from the heads where a switch touches one: heads are given, not solved for.
+        forest = nx.Graph(pairs)
+        done: set[int] = set()
+        for root in sorted(forest, key=lambda node: node < zones.n):
+            if root in done:
+                continue
+            for near, far in nx.bfs_edges(forest, root):
+                out[zone, far] += out[zone, near]
+                done.add(far)
+            done.add(root)
+    return out
 
 
 def _unit_zone(pair: list[int], numbers: _Numbers, cut: Partition, zones: _Zones) -> int:
@@ -469,7 +512,7 @@ def _parameters(feeder: Feeder, params, laws, units: list[_Unit]) -> Parameters:
         elements=params,
         laws=Laws(**laws),
         unit_volts=np.array([u.volts for u in units], float),
-        emf_volts=np.array([rated_volts(s.base_kv, len(split_terminal(s.bus)[1]), "wye") for s in feeder.sources]),
+        emf_volts=np.array([emf_volts(s) for s in feeder.sources]),
         emf_angle=np.array([math.radians(s.angle_deg) for s in feeder.sources]),
         source_pu=np.array([s.pu for s in feeder.sources], float),
         load_kw=np.array([x.kw for x in feeder.loads], float),

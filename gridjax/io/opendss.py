@@ -46,6 +46,7 @@ __all__ = ["read_opendss", "write_opendss"]
 
 FULL = 1  # DSSJSONFlags.Full: every property, set or not
 NOT_FOUND = 243  # the engine's error number for a script that it cannot find
+UNSETTLED = 485  # the controls were still moving at the limit that the script set
 SNAPSHOT = 0
 ADMITTANCE_LOADS = 2
 CONTROL_OFF = -1
@@ -137,7 +138,8 @@ def _command(engine: Any, command: str, path: Path) -> None:
         text = str(text or error).strip().replace("\n", " ")
         if number == NOT_FOUND:
             raise FileNotFoundError(f"{path}: {text}") from error
-        raise ValueError(f"{path}: OpenDSS refuses it: {text} Correct that line.") from error
+        cure = "Correct that line." if number != UNSETTLED else "Raise 'Set MaxControlIter' before that Solve."
+        raise ValueError(f"{path}: OpenDSS refuses it: {text} {cure}") from error
 
 
 def _require_frequency(circuit: Any, path: Path) -> None:
@@ -263,7 +265,8 @@ def _elements(circuit: Any, properties: dict) -> Iterator[Element]:
                     ".".join([buses[t], *map(str, nodes[t * width : (t + 1) * width])]) for t in range(count)
                 ),
                 is_open=any(engine.IsOpen(t + 1, 0) for t in range(count)),
-                y=(yprim[0::2] + 1j * yprim[1::2]).reshape(size, size)
+                # The engine gives its matrices column by column.
+                y=(yprim[0::2] + 1j * yprim[1::2]).reshape(size, size).T
                 if yprim.size == 2 * size**2
                 else np.zeros((size, size), complex),
                 power=complex(*_pairs(engine.Powers).sum(0)),
@@ -282,7 +285,6 @@ def _read_circuit(circuit: Any, notes: list[str]) -> Feeder:
     properties = _properties(circuit)
     tables = Tables(
         frequency=solution.Frequency,
-        load_mult=solution.LoadMult,
         admittance_loads=solution.LoadModel == ADMITTANCE_LOADS,
         properties=properties,
         notes=notes,

@@ -9,12 +9,18 @@ entries. The leak is a line's charging matrix, and the sum of each row of other 
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gridjax.feeder import Admittance, Feeder
 from gridjax.io.opendss_tables import Element
+
+if TYPE_CHECKING:
+    import jax
 
 TOLERANCE = 1e-8
 LEAK_TOLERANCE = 1e-6
@@ -55,8 +61,8 @@ def as_admittance(element: Element) -> Admittance:
     return Admittance(
         name=f"{element.kind}_{element.name}",
         terminals=element.terminals,
-        g=tuple(map(tuple, element.y.real.tolist())),
-        b=tuple(map(tuple, element.y.imag.tolist())),
+        g=tuple(map(tuple, np.real(element.y).tolist())),
+        b=tuple(map(tuple, np.imag(element.y).tolist())),
     )
 
 
@@ -64,11 +70,19 @@ def _primitives(static: tuple, params: list[dict]) -> np.ndarray:
     """The matrices of elements of one kind and shape, (count, m, m)."""
     import jax
 
-    from gridjax.admittance import primitive
-
     stacked = {key: np.stack([p[key] for p in params]) for key in params[0]}
     with jax.enable_x64(True):
-        return np.asarray(jax.jit(jax.vmap(lambda p: primitive(static, p)))(stacked))
+        return np.asarray(_batched(static)(stacked))
+
+
+@functools.lru_cache(maxsize=256)
+def _batched(static: tuple) -> Callable[[dict], jax.Array]:
+    """`primitive` over stacked params; kept, so that like circuits are compiled once."""
+    import jax
+
+    from gridjax.admittance import primitive
+
+    return jax.jit(jax.vmap(functools.partial(primitive, static)))
 
 
 def _deviation(element: Element, conductors: tuple[str, ...], y: np.ndarray) -> str:

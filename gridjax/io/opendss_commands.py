@@ -55,7 +55,8 @@ def command(head: str, **values: object) -> str:
 # --- Sources, wires, codes. ---
 
 
-def source_command(source: Source, hz: float) -> str:
+def source(source: Source, hz: float) -> str:
+    """A Source as a Vsource; `source` is the one that `New Circuit` makes."""
     r2 = source.r1_ohm if source.r2_ohm is None else source.r2_ohm
     x2 = source.x1_ohm if source.x2_ohm is None else source.x2_ohm
     zero = (source.r0_ohm, source.x0_ohm)
@@ -74,7 +75,8 @@ def source_command(source: Source, hz: float) -> str:
     )
 
 
-def wire_command(wire: Wire) -> str:
+def wire(wire: Wire) -> str:
+    """A Wire as WireData."""
     return command(
         f"New WireData.{wire.name}",
         rdc=wire.r_dc_ohm_per_km,
@@ -89,10 +91,12 @@ def wire_command(wire: Wire) -> str:
 
 
 def code_phases(code: LineCode | SequenceCode | Geometry) -> int:
+    """How many phases a code has."""
     return len(code.r) if isinstance(code, LineCode) else code.phases
 
 
-def code_command(code: LineCode | SequenceCode) -> str:
+def code(code: LineCode | SequenceCode) -> str:
+    """A matrix or sequence code as a LineCode."""
     head = f"New LineCode.{code.name}"
     if isinstance(code, LineCode):
         return command(
@@ -116,7 +120,8 @@ def code_command(code: LineCode | SequenceCode) -> str:
     )
 
 
-def geometry_command(code: Geometry) -> str:
+def geometry(code: Geometry) -> str:
+    """A Geometry as a LineGeometry."""
     conductors = zip(code.wires, code.x_m, code.h_m, strict=True)
     return " ".join(
         [
@@ -133,7 +138,8 @@ def geometry_command(code: Geometry) -> str:
 # --- What carries current. ---
 
 
-def line_command(line: Line, phases: int, geometry: Geometry | None) -> str:
+def line(line: Line, phases: int, geometry: Geometry | None) -> str:
+    """A Line; `phases` and `geometry` are its code's."""
     return command(
         f"New Line.{line.name}",
         bus1=line.bus1,
@@ -149,7 +155,8 @@ def line_command(line: Line, phases: int, geometry: Geometry | None) -> str:
     )
 
 
-def switch_command(switch: Switch) -> Iterator[str]:
+def switch(switch: Switch) -> Iterator[str]:
+    """A Switch as a Line, and the command that opens it."""
     r, x = switch.r_ohm, switch.x_ohm
     if r == 0 and x == 0:
         raise ValueError(
@@ -175,7 +182,8 @@ def switch_command(switch: Switch) -> Iterator[str]:
         yield f"Open Line.{switch.name} 1"
 
 
-def transformer_command(transformer: Transformer) -> str:
+def transformer(transformer: Transformer) -> str:
+    """A Transformer with all of its windings."""
     head = f"New Transformer.{transformer.name} phases={transformer.phases}"
     parts = [f"{head} windings={len(transformer.windings)}"]
     for i, winding in enumerate(transformer.windings, start=1):
@@ -209,7 +217,8 @@ def transformer_command(transformer: Transformer) -> str:
     return " ".join(parts)
 
 
-def capacitor_command(capacitor: Capacitor, hz: float) -> str:
+def capacitor(capacitor: Capacitor, hz: float) -> str:
+    """A Capacitor with the states of its steps."""
     uneven = len(set(capacitor.kvar)) > 1
     split = capacitor.connection == "wye" and capacitor.phases in (2, 3)
     kv = capacitor.kv / math.sqrt(3) if split else capacitor.kv
@@ -231,7 +240,8 @@ def capacitor_command(capacitor: Capacitor, hz: float) -> str:
     )
 
 
-def reactor_command(reactor: Reactor) -> str:
+def reactor(reactor: Reactor) -> str:
+    """A Reactor."""
     return command(
         f"New Reactor.{reactor.name}",
         bus1=reactor.bus1,
@@ -244,7 +254,7 @@ def reactor_command(reactor: Reactor) -> str:
     )
 
 
-def admittance_command(admittance: Admittance) -> Iterator[str]:
+def admittance(admittance: Admittance) -> Iterator[str]:
     """One-phase reactors between the nodes, and from each to ground."""
     nodes = [(bus, node) for bus, numbers in map(split_terminal, admittance.terminals) for node in numbers]
     y = np.array(admittance.g) + 1j * np.array(admittance.b)
@@ -272,7 +282,8 @@ def admittance_command(admittance: Admittance) -> Iterator[str]:
 # --- What injects. ---
 
 
-def load_command(load: Load) -> str:
+def load(load: Load) -> str:
+    """A Load."""
     return command(
         f"New Load.{load.name}",
         bus1=load.bus,
@@ -291,7 +302,8 @@ def load_command(load: Load) -> str:
     )
 
 
-def generator_command(generator: Generator) -> str:
+def generator(generator: Generator) -> str:
+    """A Generator."""
     return command(
         f"New Generator.{generator.name}",
         bus1=generator.bus,
@@ -311,13 +323,14 @@ def _curve(name: str, curve: Matrix) -> str:
     return command(f"New XYCurve.{name}", npts=len(curve[0]), xarray=curve[0], yarray=curve[1])
 
 
-def pv_system_command(pv: PVSystem) -> Iterator[str]:
+def pv_system(pv: PVSystem) -> Iterator[str]:
+    """A PVSystem and its curves."""
     power = f"{pv.name}_power" if pv.power_curve else None
     efficiency = f"{pv.name}_efficiency" if pv.efficiency_curve else None
-    if power:
-        yield _curve(power, pv.power_curve)
-    if efficiency:
-        yield _curve(efficiency, pv.efficiency_curve)
+    if pv.power_curve:
+        yield _curve(f"{pv.name}_power", pv.power_curve)
+    if pv.efficiency_curve:
+        yield _curve(f"{pv.name}_efficiency", pv.efficiency_curve)
     kvar_max = pv.kva if pv.kvar_max is None else pv.kvar_max
     yield command(
         f"New PVSystem.{pv.name}",
@@ -343,7 +356,8 @@ def pv_system_command(pv: PVSystem) -> Iterator[str]:
     ) + (f" P-TCurve={power}" if power else "")
 
 
-def storage_command(storage: Storage) -> str:
+def storage(storage: Storage) -> str:
+    """A Storage in its present state."""
     idle = -storage.idling_percent / 100 * storage.kw_rated
     idling = abs(storage.kw - idle) <= 1e-12 * storage.kw_rated
     state = "idling" if idling else ("discharging" if storage.kw > 0 else "charging")
@@ -376,7 +390,8 @@ def storage_command(storage: Storage) -> str:
 # --- Controls and buses. ---
 
 
-def regulator_command(regulator: Regulator) -> str:
+def regulator(regulator: Regulator) -> str:
+    """A Regulator as a RegControl."""
     return command(
         f"New RegControl.{regulator.name}",
         transformer=regulator.transformer,
@@ -405,7 +420,8 @@ def regulator_command(regulator: Regulator) -> str:
     )
 
 
-def capacitor_control_command(feeder: Feeder, control: CapacitorControl) -> str:
+def capacitor_control(feeder: Feeder, control: CapacitorControl) -> str:
+    """A CapacitorControl as a CapControl."""
     lines = {record.name for record in (*feeder.lines, *feeder.switches)}
     kind, _, name = control.element.partition(".")
     if kind == "line" and name not in lines:
@@ -434,7 +450,8 @@ def capacitor_control_command(feeder: Feeder, control: CapacitorControl) -> str:
     )
 
 
-def bus_command(bus: Bus) -> Iterator[str]:
+def bus(bus: Bus) -> Iterator[str]:
+    """A bus's voltage base and coordinates."""
     yield command("SetkVBase", bus=bus.name, kvln=bus.base_kv)
     if bus.x is not None and bus.y is not None:
         yield command("SetBusXY", bus=bus.name, x=bus.x, y=bus.y)

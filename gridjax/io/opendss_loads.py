@@ -36,7 +36,6 @@ def load(tables: Tables, element: Element) -> None:
     _note_shapes(tables, element)
     voltage = _load_volts(element)
     power = _nominal(element, voltage, delta_third=False)
-    mult = tables.load_mult
     tables.add(
         Load(
             name=element.name,
@@ -45,8 +44,8 @@ def load(tables: Tables, element: Element) -> None:
             connection=data["Conn"],
             model=model,
             kv=data["kV"],
-            kw=_given(power.real, abs(power), data["kW"], data["kW"] * mult),
-            kvar=_given(power.imag, abs(power), data["kvar"], data["kvar"] * mult),
+            kw=_given(power.real, abs(power), data["kW"]),
+            kvar=_given(power.imag, abs(power), data["kvar"]),
             vmin_pu=data["VMinpu"],
             vmax_pu=data["VMaxpu"],
             vlow_pu=data["VLowpu"],
@@ -261,11 +260,10 @@ def _clean(value: float) -> float:
     return float(f"{value:.14g}") + 0.0
 
 
-def _given(measured: float, scale: float, *candidates: float) -> float:
-    """The candidate that equals the measured number up to rounding, or else that number."""
-    for candidate in candidates:
-        if abs(candidate - measured) <= 1e-10 * scale:
-            return float(candidate) + 0.0  # no -0.0
+def _given(measured: float, scale: float, written: float) -> float:
+    """The number that the script wrote, if the measured one equals it up to rounding."""
+    if abs(written - measured) <= 1e-10 * scale:
+        return float(written) + 0.0  # no -0.0
     return _clean(measured)
 
 

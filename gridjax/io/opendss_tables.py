@@ -96,14 +96,12 @@ class Tables:
 
     Attributes:
       frequency: Hz.
-      load_mult: the script's load multiplier.
       admittance_loads: the script asks for `loadmodel=admittance`.
       properties: the engine's export, by class and name.
       notes: warnings, in order.
     """
 
     frequency: float
-    load_mult: float
     admittance_loads: bool
     properties: dict[str, dict[str, dict]]
     notes: list[str]
@@ -159,11 +157,12 @@ class Tables:
         used = {line.code for line in self.rows[Line]}
         codes = tuple(code for code in self.codes.values() if code.name in used)
         wired = {w for code in codes if isinstance(code, Geometry) for w in code.wires}
+        rows: dict[str, Any] = {table: tuple(self.rows[kind]) for kind, table in TABLES.items()}
         return Feeder(
             name=name,
             frequency_hz=self.frequency,
             buses=buses,
             codes=codes,
             wires=tuple(wire for wire in self.wires.values() if wire.name in wired),
-            **{table: tuple(self.rows[kind]) for kind, table in TABLES.items()},
+            **rows,
         )

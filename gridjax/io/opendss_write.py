@@ -8,12 +8,9 @@ written as one-phase reactors between its nodes.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
 
 from gridjax.feeder import Feeder, Geometry, split_terminal
 from gridjax.io import opendss_commands as commands
@@ -51,37 +48,37 @@ def write_opendss(feeder: Feeder, path: str | Path) -> None:
 
 def _script(feeder: Feeder) -> Iterator[str]:
     hz = feeder.frequency_hz
-    phases = {code.name: code_phases(code) for code in feeder.codes}
+    phases = {code.name: commands.code_phases(code) for code in feeder.codes}
     geometries = {code.name: code for code in feeder.codes if isinstance(code, Geometry)}
     yield f"! {feeder.name}: written by gridjax"
     yield "Clear"
-    yield f"Set DefaultBaseFrequency={text(hz)}"
+    yield f"Set DefaultBaseFrequency={commands.text(hz)}"
     yield f"New Circuit.{feeder.name}"
     yield from _sources(feeder)
-    yield from map(wire_command, feeder.wires)
+    yield from map(commands.wire, feeder.wires)
     for code in feeder.codes:
-        yield geometry_command(code) if isinstance(code, Geometry) else code_command(code)
+        yield commands.geometry(code) if isinstance(code, Geometry) else commands.code(code)
     for line in feeder.lines:
-        yield line_command(line, phases[line.code], geometries.get(line.code))
+        yield commands.line(line, phases[line.code], geometries.get(line.code))
     for switch in feeder.switches:
-        yield from switch_command(switch)
-    yield from map(transformer_command, feeder.transformers)
+        yield from commands.switch(switch)
+    yield from map(commands.transformer, feeder.transformers)
     for capacitor in feeder.capacitors:
-        yield capacitor_command(capacitor, hz)
-    yield from map(reactor_command, feeder.reactors)
+        yield commands.capacitor(capacitor, hz)
+    yield from map(commands.reactor, feeder.reactors)
     for admittance in feeder.admittances:
-        yield from admittance_command(admittance)
-    yield from map(load_command, feeder.loads)
-    yield from map(generator_command, feeder.generators)
+        yield from commands.admittance(admittance)
+    yield from map(commands.load, feeder.loads)
+    yield from map(commands.generator, feeder.generators)
     for pv in feeder.pv_systems:
-        yield from pv_system_command(pv)
-    yield from map(storage_command, feeder.storages)
-    yield from map(regulator_command, feeder.regulators)
+        yield from commands.pv_system(pv)
+    yield from map(commands.storage, feeder.storages)
+    yield from map(commands.regulator, feeder.regulators)
     for control in feeder.capacitor_controls:
-        yield capacitor_control_command(feeder, control)
+        yield commands.capacitor_control(feeder, control)
     yield "MakeBusList"
     for bus in feeder.buses:
-        yield from bus_command(bus)
+        yield from commands.bus(bus)
     yield "Set ControlMode=off"
     yield "Set MaxIterations=500"
     yield "Solve"
@@ -118,6 +115,4 @@ def _sources(feeder: Feeder) -> Iterator[str]:
         first = split_terminal(feeder.sources[0].bus)[0]
         yield f"Edit Vsource.source bus1={first} enabled=no"
     for source in feeder.sources:
-        yield source_command(source, feeder.frequency_hz)
-
-
+        yield commands.source(source, feeder.frequency_hz)

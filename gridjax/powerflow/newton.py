@@ -5,11 +5,11 @@ for all zones at once, from
 
     (1 - Z_uu K) u = Z_uu a + Z_ui x_i + W_u v_h.
 
-What remains couples the inner slots, taps and children: `y_i = b + Z' x_i + W' v_h`, with `x = (t - t0) y` for a tap and
-`x = c + C y` for a child zone, whose Norton current is affine in its head voltage. Each zone in turn becomes such an affine
-child, so one pass to the root and one back solve the linearised circuit exactly, taps included: the Newton step of W. F.
-Tinney and C. E. Hart (1967) in current-injection form, block by block. A step that does not reduce the mismatch of a
-sweep is halved.
+What remains couples the inner slots, taps and children: `y_i = b + Z' x_i + W' v_h`, with `x = (t - t0) y` for a tap
+and `x = c + C y` for a child zone, whose Norton current is affine in its head voltage. Each zone in turn becomes such
+an affine child, so one pass to the root and one back solve the linearised circuit exactly, taps included: the Newton
+step of W. F. Tinney and C. E. Hart (1967) in current-injection form, block by block. A step that does not reduce the
+mismatch of a sweep is halved.
 
 Past the nose of the P-V curve Newton may find the low-voltage solution. There the determinant of the mismatch's
 Jacobian, which is the product of the blocks' determinants, has changed its sign: such a solution is not reported

@@ -1,13 +1,15 @@
 """Results of a power flow, each a pure function of (grid, point, flow): pay for what you ask for.
 
 Currents are computed from the node voltages by the primitive admittances, `I = Y v`, and counted positive into the
-element at each of its conductors; so the power into all terminals of an element together is its loss. Elements stand in
-the order of the feeder's tables, under the tables' names; arrays are padded with zeros to (elements, terminals, conductors).
+element at each of its conductors; so the power into all terminals of an element together is its loss. Elements stand
+in the order of the feeder's tables, under the tables' names; arrays are padded with zeros to (elements, terminals,
+conductors).
 
 Guarantees:
-  In float64 and at a converged solution the currents at every node sum to zero, and what the sources deliver is what loads
-  take plus losses, to about 1e-9 of the base power; a switch of 1e-7 ohm costs the most. In float32 voltages hold (see
-  `solve`), but currents through elements of very low impedance are differences of nearly equal numbers: use float64 for them.
+  In float64 and at a converged solution, what the sources deliver is what loads take plus losses to 1e-9 of it, and
+  the currents at every node sum to zero but for the rounding of voltages times the stiffest admittance at the node
+  (1e-8 pu beside a switch of 1e-7 ohm). In float32 voltages hold (see `solve`), but currents through elements of
+  very low impedance are differences of nearly equal numbers: use float64 for them.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ def _padded(flow: PowerFlow) -> jax.Array:
 
 
 def _bank_admittance(grid: Grid, point: OperatingPoint) -> jax.Array:
-    """Each bank's admittance a phase in pu of its rating."""
+    """Each bank's admittance a phase in per unit of its rating."""
     step = jax.lax.complex(grid.step_re, grid.step_im) * point.capacitor
     banks = grid.branches["capacitors"].nodes.shape[0]
     return jnp.zeros(banks, step.dtype).at[grid.step_bank].add(step)
@@ -45,16 +47,13 @@ def _bank_admittance(grid: Grid, point: OperatingPoint) -> jax.Array:
 def _at_taps(grid: Grid, point: OperatingPoint, y: jax.Array) -> jax.Array:
     """The transformers' matrices with the point's taps."""
     taps = jnp.append(point.tap, jnp.ones(1, point.tap.dtype))
-    nodes, width = grid.branches["transformers"].nodes, grid.branches["transformers"].nodes.shape[2]
-    volts = grid.node_volts
+    width = grid.branches["transformers"].nodes.shape[2]
     for (static, terminals), params in zip(grid.tapped_static, grid.tapped, strict=True):
         numbers = {k: v for k, v in params.items() if k not in ("regulator", "row")}
         regulated = params["regulator"] < grid.shape.regulators
         numbers["tap"] = jnp.where(regulated, taps[params["regulator"]], numbers["tap"])
         at = jnp.concatenate([t * width + jnp.arange(k) for t, k in enumerate(terminals)])
-        base = volts[nodes.reshape(nodes.shape[0], -1)[params["row"][:, None], at]]
         matrix = jax.vmap(functools.partial(primitive, static))(numbers)
-        matrix = matrix * base[:, :, None] * base[:, None, :] / grid.base_va
         y = y.at[params["row"][:, None, None], at[:, None], at].set(matrix)
     return y
 
@@ -69,38 +68,49 @@ def _admittances(grid: Grid, point: OperatingPoint, kind: str) -> jax.Array:
     return y
 
 
+def currents(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> dict[str, jax.Array]:
+    """Complex amperes into each element, (elements, terminals, conductors) by table name."""
+    v = _padded(flow) * grid.node_volts
+    out = {}
+    for kind, branches in grid.branches.items():
+        at = v[branches.nodes]
+        if kind == "sources":
+            at = at - _emf(grid, point)[:, None, :] * grid.node_volts[branches.nodes]
+        y = _admittances(grid, point, kind)
+        if kind in ("lines", "switches"):
+            out[kind] = _series_currents(y, at)
+        else:
+            flat = at.reshape(at.shape[0], -1)
+            out[kind] = jnp.einsum("eij,ej->ei", y, flat).reshape(at.shape)
+    return out
+
+
 def _emf(grid: Grid, point: OperatingPoint) -> jax.Array:
     """EMF of all sources at their conductors in pu, (sources, conductors)."""
     return jax.lax.complex(grid.emf_re, grid.emf_im) * point.source_pu[:, None]
 
 
-def _currents_pu(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> dict[str, jax.Array]:
-    v = _padded(flow)
-    out = {}
-    for kind, branches in grid.branches.items():
-        at = v[branches.nodes]
-        if kind == "sources":
-            at = at - _emf(grid, point)[:, None, :]
-        flat = at.reshape(at.shape[0], -1)
-        i = jnp.einsum("eij,ej->ei", _admittances(grid, point, kind), flat)
-        out[kind] = i.reshape(at.shape)
-    return out
+def _series_currents(y: jax.Array, v: jax.Array) -> jax.Array:
+    """`Y v` of two-terminal elements by the difference of their ends.
 
-
-def currents(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> dict[str, jax.Array]:
-    """Complex amperes into each element, (elements, terminals, conductors) by table name."""
-    volts = grid.node_volts
-    return {
-        kind: i * grid.base_va / volts[grid.branches[kind].nodes] for kind, i in _currents_pu(grid, point, flow).items()
-    }
+    A switch of 1e-7 ohm has 1e8 times the admittance of a load: taken separately, the products with both ends'
+    voltages would leave a current from nowhere.
+    """
+    n = v.shape[2]
+    out = []
+    for here, there in ((0, 1), (1, 0)):
+        own = y[:, here * n : here * n + n, here * n : here * n + n]
+        mutual = y[:, here * n : here * n + n, there * n : there * n + n]
+        series = jnp.einsum("eij,ej->ei", -mutual, v[:, here] - v[:, there])
+        out.append(series + jnp.einsum("eij,ej->ei", own + mutual, v[:, here]))
+    return jnp.stack(out, axis=1)
 
 
 def powers(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> dict[str, jax.Array]:
     """Complex kVA into each element, (elements, terminals, conductors) by table name."""
-    v = _padded(flow)
+    v = _padded(flow) * grid.node_volts
     return {
-        kind: v[grid.branches[kind].nodes] * jnp.conj(i) * grid.base_va / 1e3
-        for kind, i in _currents_pu(grid, point, flow).items()
+        kind: v[grid.branches[kind].nodes] * jnp.conj(i) / 1e3 for kind, i in currents(grid, point, flow).items()
     }
 
 
@@ -152,8 +162,9 @@ def device_powers(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> tuple[j
 def current_residual(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> jax.Array:
     """Sum of all currents out of each node, complex per unit of base power over base voltage, (nodes,)."""
     total = jnp.zeros(grid.shape.nodes + 1, flow.v.dtype)
-    for kind, i in _currents_pu(grid, point, flow).items():
-        total = total.at[grid.branches[kind].nodes].add(i)
+    for kind, i in currents(grid, point, flow).items():
+        nodes = grid.branches[kind].nodes
+        total = total.at[nodes].add(i * grid.node_volts[nodes] / grid.base_va)
     _, drawn = _unit_currents_pu(grid, point, flow)
     for side, sign in ((0, 1.0), (1, -1.0)):
         nodes = grid.units.nodes[..., side]

@@ -7,6 +7,7 @@ import functools
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.sparse.linalg import gmres
 
 from gridjax.grid import Grid, OperatingPoint
@@ -73,7 +74,7 @@ def solve(
     limit = DEFAULT_ITERATIONS[method] if max_iterations is None else max_iterations
     tol = max(tol, float(jnp.finfo(grid.zones.z_uu.dtype).eps) / 2)
     inputs = prepare(grid, point)
-    state, (iterations, residual) = _root(grid, inputs, method, tol, limit)
+    state, iterations, residual = _root(grid, inputs, method, tol, limit)
     v = _node_voltages(grid, inputs, state)
     return PowerFlow(
         v=v[..., 0],
@@ -94,26 +95,35 @@ def _check_shapes(grid: Grid, point: OperatingPoint) -> None:
 
 
 def _root(grid: Grid, inputs: Inputs, method: str, tol: float, limit: int):
-    """The state that a sweep leaves as it is, by the chosen method, with implicit derivatives."""
+    """The state that a sweep leaves as it is, by the chosen method, with implicit derivatives.
 
-    def mismatch(state: State) -> State:
-        new = sweep(grid, inputs, state).state
-        return jax.tree.map(jnp.subtract, new, state)
+    With `s = sweep(s, parameters)`, the tangent solves `(1 - d sweep/d s) ds = d sweep/d parameters`. Everything is in
+    real coordinates, so that nothing needs to be holomorphic.
+    """
+    kernel = _batched(METHODS[method], tol, limit)
 
-    def find(_, state: State):
-        kernel = _batched(METHODS[method], tol, limit)
-        state, iterations, residual = kernel(grid, inputs, state)
-        # custom_root wants no integers among what may have tangents.
-        return state, (iterations.astype(residual.dtype), residual)
+    @jax.custom_jvp
+    def root(grid: Grid, inputs: Inputs):
+        return kernel(grid, inputs, start(grid, inputs.p.shape[-1]))
 
-    def tangent_solve(linear, right):
-        tolerance = 1e-4 * float(jnp.finfo(grid.zones.z_uu.dtype).eps) ** 0.5
-        answer, _ = gmres(linear, right, tol=tolerance, restart=30, maxiter=20)
-        return answer
+    @root.defjvp
+    def _(primals, tangents):
+        state, iterations, residual = root(*primals)
+        _, right = jax.jvp(lambda g, i: sweep(g, i, state).state, primals, tangents)
+        _, step = jax.linearize(lambda s: sweep(*primals, s).state, state)
+        tangent = jax.lax.custom_linear_solve(
+            lambda d: jax.tree.map(jnp.subtract, d, step(d)), right, _krylov, _krylov
+        )
+        no_tangents = np.zeros(iterations.shape, jax.dtypes.float0), jnp.zeros_like(residual)
+        return (state, iterations, residual), (tangent, *no_tangents)
 
-    guess = start(grid, inputs.p.shape[-1])
-    state, (iterations, residual) = jax.lax.custom_root(mismatch, guess, find, tangent_solve, has_aux=True)
-    return state, (iterations.astype(jnp.int32), residual)
+    return root(grid, inputs)
+
+
+def _krylov(matvec, right):
+    """GMRES (Y. Saad and M. H. Schultz, 1986): also near the nose, where substitution would not converge."""
+    tol = 1e-4 * float(jnp.finfo(jax.tree.leaves(right)[0].dtype).eps) ** 0.5
+    return gmres(matvec, right, tol=tol, restart=30, maxiter=20)[0]
 
 
 @functools.lru_cache(maxsize=64)

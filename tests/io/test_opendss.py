@@ -560,11 +560,14 @@ def test_line_that_left_its_code_gets_its_own(tmp_path):
 new linecode.c nphases=3 units=km r1=.2 x1=.4 r0=.5 x0=1.1 c1=12 c0=5
 new line.main bus1=src bus2=b linecode=c length=1 units=km
 new line.other bus1=b bus2=c linecode=c length=1 units=km r1=.3
+edit linecode.c r1=.7
+new line.late bus1=c bus2=d linecode=c length=1 units=km
 """
     feeder = read(tmp_path, body)
     lines, codes = by_name(feeder.lines), by_name(feeder.codes)
-    assert lines["main"].code == "c"
-    assert codes[lines["other"].code].r1 == 0.3
+    assert lines["late"].code == "c"
+    assert [codes[lines[name].code].r1 for name in ("main", "other", "late")] == [0.2, 0.3, 0.7]
+    assert feeder.admittances == ()
 
 
 def test_cables_are_read_as_the_engines_matrices(tmp_path):
@@ -658,8 +661,12 @@ def test_other_frequency_is_refused(tmp_path):
 
 
 def test_unsettled_mode_warns_and_reads_the_snapshot(tmp_path):
-    body = LINE + "new load.a bus1=b kv=12.47 kw=100 kvar=10\n"
-    with pytest.warns(UserWarning, match="solution mode"):
+    body = LINE + "new loadshape.day npts=2 interval=12 mult=[.5 .6]\n"
+    body += "new load.a bus1=b kv=12.47 kw=100 kvar=10 daily=day\n"
+    with (
+        pytest.warns(UserWarning, match="asks for the solution mode"),
+        pytest.warns(UserWarning, match=r"shapes are not read: load\.a"),
+    ):
         feeder = read(tmp_path, body, tail=TAIL + "set mode=daily number=24\n")
     assert feeder.loads[0].kw == 100.0
 
@@ -671,7 +678,9 @@ def test_process_is_left_as_it_was(tmp_path, monkeypatch):
     engine = dss.DSS
     engine.Text.Command = "clear"
     engine.Text.Command = "new circuit.mine"
+    engine.AllowChangeDir = engine.AllowEditor = True
     settings = (engine.AllowChangeDir, engine.AllowEditor, engine.AllowForms)
+    start = os.listdir(engine.DataPath)
     folder = tmp_path / "scripts"
     folder.mkdir()
     (folder / "part.dss").write_text(LINE)
@@ -687,6 +696,7 @@ def test_process_is_left_as_it_was(tmp_path, monkeypatch):
     assert (engine.AllowChangeDir, engine.AllowEditor, engine.AllowForms) == settings
     assert sorted(p.name for p in folder.iterdir()) == ["broken.dss", "part.dss", "small.dss"]
     assert list(home.iterdir()) == []
+    assert os.listdir(engine.DataPath) == start
 
 
 def test_missing_engine_names_the_extra(tmp_path, monkeypatch):
@@ -720,3 +730,101 @@ def test_what_opendss_cannot_hold_is_refused(tmp_path):
     skew = Admittance("k", ("b.1.2",), ((1.0, 2.0), (0.0, 1.0)), zero)
     with pytest.raises(ValueError, match="'k' is not symmetric"):
         write_opendss(feeder.replace(admittances=(skew,)), tmp_path / "w.dss")
+
+
+def test_several_sources_round_trip(tmp_path):
+    body = """
+edit vsource.source enabled=no
+new vsource.one bus1=src basekv=12.47 pu=1.01 r1=.1 x1=.5 r0=.2 x0=.9
+new vsource.two bus1=b.2 phases=1 basekv=7.2 angle=-119 r1=1 x1=5 r0=4 x0=8
+new vsource.mva bus1=b.3 phases=1 basekv=7.2 angle=121 mvasc3=30 mvasc1=20
+new vsource.neg bus1=b basekv=12.47 z1=[1 9] z0=[2 20] z2=[3 30]
+"""
+    path = circuit(tmp_path, LINE + body)
+    with pytest.warns(UserWarning, match=r"disabled elements are left out: vsource\.source"):
+        feeder = read_opendss(path)
+    sources = by_name(feeder.sources)
+    assert_close(sources["one"], Source("one", "src.1.2.3", 12.47, 1.01, 0.0, 0.1, 0.5, 0.2, 0.9))
+    assert_close(sources["two"], Source("two", "b.2", 7.2, 1.0, -119.0, 1.0, 5.0, 1.0, 5.0))
+    assert (sources["neg"].r2_ohm, sources["neg"].x2_ohm) == (3.0, 30.0)
+    write_opendss(feeder, tmp_path / "written.dss")
+    with pytest.warns(UserWarning, match=r"disabled elements are left out: vsource\.source"):
+        assert_close(read_opendss(tmp_path / "written.dss"), feeder)
+    before, after = voltages(path), voltages(tmp_path / "written.dss")
+    assert max(abs(before[node] - after[node]) for node in before) < 1e-9
+
+
+CONTROLLED = """
+new capacitor.c bus1=b kv=12.47 kvar=100
+new transformer.t buses=[b c] kvs=[12.47 12.47] kvas=[900 900] xhl=1
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "on", "off"),
+    [("voltage", 110, 131), ("current", 300, 200), ("kvar", 90, -90), ("pf", 0.95, 0.99), ("time", 8, 20)],
+)
+def test_capacitor_controls_of_each_kind_round_trip(tmp_path, kind, on, off):
+    body = f"new capcontrol.k capacitor=c element=line.main terminal=2 type={kind} ptphase=2 ctphase=3"
+    body += f" onsetting={on} offsetting={off} voltoverride=yes vmin=7000 vmax=7700 ptratio=1\n"
+    feeder = read(tmp_path, LINE + CONTROLLED + body)
+    (control,) = feeder.capacitor_controls
+    assert (control.kind, control.on, control.off) == (kind, on, off)
+    assert feeder.capacitors[0].closed == (kind in ("kvar", "pf"),)  # the others open it
+    assert (control.element, control.terminal, control.ct_phase, control.pt_phase) == (
+        *("line.main", 1 if kind == "time" else 2),  # a clock watches no terminal
+        *(3, 2),
+    )
+    assert (control.voltage_override, control.vmin, control.vmax) == (True, 7000.0, 7700.0)
+    write_opendss(feeder, tmp_path / "written.dss")
+    assert_close(read_opendss(tmp_path / "written.dss"), feeder)
+
+
+def test_regulator_round_trips_with_all_of_its_data(tmp_path):
+    body = "new regcontrol.k transformer=t winding=2 vreg=121 band=3 ptratio=60 bus=b.2 ptphase=2 reversible=yes"
+    body += " revvreg=119 revband=4 revr=1 revx=2 revdelay=50 revthreshold=90 revneutral=yes inversetime=yes"
+    body += " vlimit=126\n"
+    feeder = read(tmp_path, LINE + CONTROLLED + body)
+    (regulator,) = feeder.regulators
+    assert (regulator.monitored_bus, regulator.pt_phase, regulator.voltage_limit) == ("b.2", 2, 126.0)
+    assert (regulator.reverse_vreg, regulator.reverse_band, regulator.reverse_x) == (119.0, 4.0, 2.0)
+    assert (regulator.reverse_delay_s, regulator.reverse_threshold_kw) == (50.0, 90.0)
+    assert regulator.inverse_time and regulator.reversible and regulator.reverse_neutral
+    write_opendss(feeder, tmp_path / "written.dss")
+    assert_close(read_opendss(tmp_path / "written.dss"), feeder)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "new regcontrol.k transformer=t winding=2 vreg=120 band=2 ptratio=60 ptphase=max\n",
+        "new regcontrol.k transformer=t winding=2 vreg=120 band=2 ptratio=60 ldc_z=3\n",
+        "new capcontrol.k capacitor=c element=line.main type=voltage ptphase=avg onsetting=110 offsetting=131\n",
+    ],
+)
+def test_controls_without_an_equal_are_left_out_by_name(tmp_path, body):
+    name = body.split()[1]
+    with pytest.warns(UserWarning, match=f"{name} is left out, its .* stays"):
+        feeder = read(tmp_path, LINE + CONTROLLED + body)
+    assert feeder.regulators == feeder.capacitor_controls == ()
+
+
+def test_engine_that_does_not_converge_warns(tmp_path):
+    body = "new load.huge bus1=b kv=12.47 kw=9e6 pf=.9 vminpu=1e-9 vlowpu=1e-10\n"
+    with pytest.warns(UserWarning, match="did not converge"):
+        read(tmp_path, LINE + body, tail=TAIL.replace("solve", ""))
+
+
+def test_controls_that_do_not_settle_within_the_scripts_limit_name_the_cure(tmp_path):
+    tail = TAIL.replace("solve", "set maxcontroliter=1\nsolve")
+    with pytest.raises(ValueError, match=r"line: \d+\] Raise 'Set MaxControlIter'"):
+        read(tmp_path, ALL, tail=tail)
+
+
+def test_code_names_may_hold_dots(tmp_path):
+    body = "new linecode.2c_.007 nphases=3 units=km r1=.2 x1=.4 r0=.5 x0=1.1 c1=12 c0=5\n"
+    body += "new line.main bus1=src bus2=b linecode=2c_.007 length=1 units=km\n"
+    feeder = read(tmp_path, body)
+    write_opendss(feeder, tmp_path / "written.dss")
+    assert_close(read_opendss(tmp_path / "written.dss"), feeder)
+    assert feeder.lines[0].code == "2c_.007"

@@ -151,8 +151,11 @@ def conductor_pairs(feeder: Feeder, edges: list[Branch]) -> list[tuple[int, int,
 
 
 def is_secondary(feeder: Feeder) -> np.ndarray:
-    """Whether each bus is below 1 kV line to line, (buses,)."""
-    return np.array([bus.base_kv * 3**0.5 < SECONDARY_KV for bus in feeder.buses], bool)
+    """Whether each bus is below 1 kV line to line, (buses,); none is in a feeder whose lines all are."""
+    low = {bus.name: bus.base_kv * 3**0.5 < SECONDARY_KV for bus in feeder.buses}
+    if all(low[split_terminal(line.bus1)[0]] for line in feeder.lines):
+        return np.zeros(len(low), bool)
+    return np.array(list(low.values()), bool)
 
 
 def phase_nodes(feeder: Feeder) -> np.ndarray:
@@ -214,7 +217,9 @@ def branch_values(grid: Grid, point: OperatingPoint, flow: PowerFlow, edges: lis
     kva = {k: s.sum(axis=2) for k, s in found["powers"].items()}
     load = found["loading"]
     shape = (len(edges), 2)
-    out = BranchValues(np.zeros(shape), np.zeros(shape, complex), np.zeros(shape[0], complex), np.full(shape[0], np.nan))
+    out = BranchValues(
+        np.zeros(shape), np.zeros(shape, complex), np.zeros(shape[0], complex), np.full(shape[0], np.nan)
+    )
     for b, edge in enumerate(edges):
         table = TABLES[edge.kind]
         out.loss_kva[b] = kva[table][edge.row].sum()
@@ -248,7 +253,9 @@ def branch_symbols(feeder: Feeder, edges: list[Branch]) -> dict[str, list[int]]:
     for b, edge in enumerate(edges):
         if edge.kind == "transformer":
             service = transformers > 30 and any(secondary[end.bus] for end in edge.ends)
-            out["regulator" if edge.name in regulated else "service transformer" if service else "transformer"].append(b)
+            out["regulator" if edge.name in regulated else "service transformer" if service else "transformer"].append(
+                b
+            )
         elif edge.kind == "switch":
             out["closed switch" if edge.closed else "open switch"].append(b)
     return out

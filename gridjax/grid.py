@@ -24,6 +24,10 @@ with Y1 the transformer's winding admittance. Both inputs hardly disturb their o
 downstream), so a few substitutions suffice, no matrix depends on a tap, and regulators may stand anywhere: in
 loops, in open delta, ganged, on any winding.
 
+Head coordinates: the voltages of a head's nodes are taken as differences from its last node, `v_k - v_last`, and that
+node's own; the currents accordingly as those of the other nodes, and the sum of all. In ungrounded circuits the sum is
+tiny and meets an enormous impedance, so it must not be the difference of rounded numbers.
+
 Real coordinates: every complex vector is stored as its real parts followed by its imaginary parts, slot kind by
 slot kind (units, taps, children). All quantities are deviations from the no-load solution at nominal source
 voltage and reference taps, which keeps float32 exact to its last digits.
@@ -317,7 +321,10 @@ def _ports(layout: Layout, parameters: Parameters, volts: jax.Array, base: jax.A
         ratio = sign * volts[layout.unit_nodes[:, side]] / parameters.unit_volts
         f = f.at[zone, layout.unit_local[:, side], slot].add(ratio.astype(dtype))
     z, c, h = np.nonzero(layout.child_local < s.interior)
-    f = f.at[z, layout.child_local[z, c, h], s.units + 2 * s.taps + c * s.heads + h].set(1.0)
+    last = np.sum(layout.child_local < s.interior, axis=2)[z, c] - 1
+    column = s.units + 2 * s.taps + c * s.heads + h
+    f = f.at[z, layout.child_local[z, c, h], column].set(1.0)
+    f = f.at[z, layout.child_local[z, c, last], column].add(np.where(h == last, 0.0, -1.0))
     g = jnp.swapaxes(f, 1, 2)
     d = jnp.zeros((count, m, m), dtype)
     for t in layout.taps:
@@ -358,7 +365,7 @@ def _reduce(layout: Layout, parameters: Parameters, y, switches, ports) -> tuple
     parent = np.take_along_axis(above, levels.parent, axis=1)
 
     def reduce_level(y, indices):
-        zone, parent, at = indices
+        zone, parent, at, absolute = indices
         yy, ff, gg = y[zone], f[zone], g[zone]
         if drops is not None:
             t_v = drops[zone]
@@ -375,12 +382,14 @@ def _reduce(layout: Layout, parameters: Parameters, y, switches, ports) -> tuple
         if drops is not None:
             inside = t_v[:, :n, :n]
             big_n, n_head = inside @ big_n, inside @ n_head + t_v[:, :n, n : n + h]
-        return y, (z, w, t, big_n, n_head)
+        return y, (z, w @ absolute, jnp.swapaxes(absolute, 1, 2) @ t, big_n, n_head @ absolute)
 
-    indices = (levels.zone, parent, levels.head_local)
+    heads = _head_coordinates(layout)
+    indices = (levels.zone, parent, levels.head_local, heads)
     _, by_level = jax.lax.scan(reduce_level, y, jax.tree.map(jnp.asarray, indices), reverse=True)
     emf = _emf(layout, parameters)
     root = jnp.zeros(h, y.dtype).at[: emf[0].shape[0]].set(emf[0])
+    root = np.linalg.inv(heads[0, 0]) @ root
     heads = _no_load(layout, by_level[1], root * parameters.source_pu[0])
     kinds = [s.units, 2 * s.taps, s.children * h]
     ops = [real(a, r, c) for a, r, c in zip(
@@ -398,6 +407,15 @@ def _reduce(layout: Layout, parameters: Parameters, y, switches, ports) -> tuple
         **{k: jnp.asarray(getattr(levels, k)) for k in ("zone", "child", "parent", "slot", "place")},
     )  # fmt: skip
     return zones, (root, *emf[1:])
+
+
+def _head_coordinates(layout: Layout) -> np.ndarray:
+    """Node voltages from head coordinates, (levels, width, heads, heads): adds the last node's to the others'."""
+    h, levels = layout.shape.heads, layout.levels
+    out = np.tile(np.eye(h), (levels.zone.size + 1, 1, 1))
+    for place, count in zip(levels.place, layout.head_count, strict=True):
+        out[place, : count - 1, count - 1] = 1.0
+    return out[:-1].reshape(*levels.zone.shape, h, h)
 
 
 def _no_load(layout: Layout, w: jax.Array, root: jax.Array) -> jax.Array:

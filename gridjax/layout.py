@@ -110,7 +110,6 @@ class Layout:
     partition: Partition
     node_volts: np.ndarray  # (nodes + 1,), the ground's is 1
     node_place: np.ndarray  # (nodes,) position in the flattened (zones, interior)
-    head_nodes: np.ndarray  # (zones, heads) global node of each head conductor, the root's being the source's
     unit_place: np.ndarray  # (all units,) position in the flattened (zones, units)
     unit_nodes: np.ndarray  # (all units, 2) global nodes
     unit_local: np.ndarray  # (all units, 2) local numbers
@@ -119,6 +118,7 @@ class Layout:
     unit_phase: np.ndarray  # (all units,)
     taps: tuple[Tapped, ...]
     levels: Levels
+    head_count: np.ndarray  # (zones,) nodes of each head
     drops: np.ndarray | None  # (zones + 1, size, size), see `_drops`; None without switches
     child_local: np.ndarray  # (zones, children, heads) local numbers
     step_bank: np.ndarray  # (steps,)
@@ -402,23 +402,20 @@ def _finish(feeder, numbers, cut, zones, grouped, taps, units) -> tuple[Layout, 
         loads=len(feeder.loads), generators=len(generators(feeder)), regulators=len(feeder.regulators),
         steps=sum(len(c.kvar) for c in feeder.capacitors), sources=len(feeder.sources),
     )  # fmt: skip
-    head_nodes = np.full((count, zones.h), numbers.ground)
-    for z, head in enumerate(zones.heads):
-        head_nodes[z, : len(head)] = head
     node_place = np.zeros(numbers.ground, int)
     for z, inside in enumerate(zones.inside):
         node_place[inside] = z * zones.n + np.arange(len(inside))
     layout = Layout(
         feeder=feeder, shape=shape, groups=groups, partition=cut,
         node_volts=np.array([1e3 * b.base_kv for b in feeder.buses for _ in b.nodes] + [1.0]),
-        node_place=node_place, head_nodes=head_nodes,
+        node_place=node_place,
         unit_place=np.array([z * width + s for z, s in place], int),
         unit_nodes=np.array(nodes, int).reshape(-1, 2),
         unit_local=np.array(local, int).reshape(-1, 2),
         unit_device=np.array([u.device for u in units], int),
         unit_share=np.array([u.share for u in units], float),
         unit_phase=np.array([u.phase for u in units], int),
-        taps=tuple(taps), levels=levels, drops=_drops(groups, zones, numbers, feeder), child_local=child_local,
+        taps=tuple(taps), levels=levels, head_count=np.array([len(h) for h in zones.heads]), drops=_drops(groups, zones, numbers, feeder), child_local=child_local,
         step_bank=np.array([i for i, c in enumerate(feeder.capacitors) for _ in c.kvar], int),
     )  # fmt: skip
     return layout, _parameters(feeder, params, laws, units)

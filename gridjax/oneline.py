@@ -99,7 +99,9 @@ def _size(xy: np.ndarray) -> tuple[float, float]:
     return 11.0, 9.5 * ratio + 0.9
 
 
-def _draw_branches(figure: Figure, axes: Axes, xy: np.ndarray, edges: list[Branch], v: np.ndarray, widths: np.ndarray) -> None:
+def _draw_branches(
+    figure: Figure, axes: Axes, xy: np.ndarray, edges: list[Branch], v: np.ndarray, widths: np.ndarray
+) -> None:
     """Closed branches in the colour of their voltage, open ones dashed, and the colour bar."""
     from matplotlib.collections import LineCollection
     from matplotlib.colors import LinearSegmentedColormap, Normalize
@@ -129,7 +131,7 @@ def _draw_branches(figure: Figure, axes: Axes, xy: np.ndarray, edges: list[Branc
     axes.autoscale_view()
     axes.update_datalim(xy)
     bar = figure.colorbar(live, ax=axes, shrink=0.7, aspect=30, pad=0.01)
-    bar.set_label(f"lowest phase voltage of the ends (pu)", fontsize=8)
+    bar.set_label("lowest phase voltage of the ends (pu)", fontsize=8)
     bar.ax.tick_params(labelsize=8)
 
 
@@ -138,7 +140,7 @@ def _markers():
     from matplotlib.path import Path as Outline
 
     circle = Outline.unit_circle()
-    two = [Outline(circle.vertices + [shift, 0.0], circle.codes) for shift in (-0.6, 0.6)]
+    two = [Outline(np.add(circle.vertices, (shift, 0.0)), circle.codes) for shift in (-0.6, 0.6)]
     plates = Outline(
         [(-1, 0.3), (1, 0.3), (-1, -0.3), (1, -0.3), (0, 0.3), (0, 1.2), (0, -0.3), (0, -1.2)],
         [Outline.MOVETO, Outline.LINETO] * 4,
@@ -175,20 +177,45 @@ def _middle(edge: Branch, xy: np.ndarray) -> np.ndarray:
 
 
 def _name_buses(axes: Axes, feeder: Feeder, xy: np.ndarray) -> None:
+    """Names beside the buses, each on a side where it covers no earlier one, as far as there is such a side."""
     if len(xy) > _LABELLED:
         return
     size = 8.0 if len(xy) <= 60 else 5.5
     names: dict[tuple[float, float], list[str]] = {}
     for bus, (x, y) in zip(feeder.buses, xy.tolist(), strict=True):
         names.setdefault((x, y), []).append(printable(bus.name))
-    for at, here in names.items():
+    points = 0.78 * 72 * _size(xy)[0] / max(*np.ptp(xy, axis=0).tolist(), 1e-9)  # of the paper, per unit of x
+    taken: list[tuple[float, float, float, float]] = []
+    for (x, y), here in names.items():
+        text = ", ".join(here)
+        boxes = [_box(x * points, y * points, side, 0.62 * size * len(text), size) for side in _SIDES]
+        free = [not any(_overlap(box, other) for other in taken) for box in boxes]
+        chosen = free.index(True) if any(free) else 0
+        taken.append(boxes[chosen])
+        right, up = _SIDES[chosen]
         axes.annotate(
-            ", ".join(here),
-            at,
-            xytext=(4, 4),
+            text,
+            (x, y),
+            xytext=(4 * right, 4 * up),
             textcoords="offset points",
+            ha="left" if right > 0 else "right",
+            va="bottom" if up > 0 else "top",
             fontsize=size,
             color="#333333",
             zorder=5,
             parse_math=False,
         )
+
+
+_SIDES = ((1, 1), (1, -1), (-1, 1), (-1, -1))
+
+
+def _box(x: float, y: float, side: tuple[int, int], width: float, height: float) -> tuple[float, float, float, float]:
+    """Left, bottom, right, top of a text on one side of a point."""
+    left = x + 4 if side[0] > 0 else x - 4 - width
+    bottom = y + 4 if side[1] > 0 else y - 4 - height
+    return left, bottom, left + width, bottom + height
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

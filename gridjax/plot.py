@@ -34,12 +34,13 @@ from gridjax.graph import distance_km
 from gridjax.oneline import oneline
 from gridjax.page import page
 from gridjax.powerflow.solve import PowerFlow
+from gridjax.scenarios import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["oneline", "page", "voltage_profile"]
+__all__ = ["oneline", "page", "voltage_histogram", "voltage_profile"]
 
 _BANDS = ((RANGE_B, "#f4f4f4", "range B"), (RANGE_A, "#e3e9ef", "range A"))
 
@@ -155,3 +156,43 @@ def _title(axes: Axes, feeder: Feeder, v: np.ndarray, shown: np.ndarray) -> None
         high = int(np.argmax(np.where(shown, v, -np.inf)))
         text += f": {v[low]:.4f} pu at {printable(names[low])} to {v[high]:.4f} pu at {printable(names[high])}"
     axes.set_title(text, fontsize=11, loc="left", parse_math=False)
+
+
+def voltage_histogram(name: str, outcome: Outcome, path: str | Path | None = None) -> Figure:
+    """Draws how the lowest and highest voltages of many scenarios are distributed.
+
+    Args:
+      name: the feeder's name, for the title.
+      outcome: from `gridjax.scenarios`; scenarios that have not converged are left out, and the title says how many.
+      path: where to save the picture; None does not save.
+
+    Returns:
+      The figure.
+    """
+    from matplotlib.figure import Figure
+
+    good = np.asarray(outcome.converged, bool)
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for (low, high), colour, label in _BANDS:
+        axes.axvspan(low, high, color=colour, zorder=0, linewidth=0, label=f"{label}: {low:.3f} to {high:.3f}")
+    if good.any():
+        lowest, highest = np.asarray(outcome.min_pu)[good], np.asarray(outcome.max_pu)[good]
+        edges = np.linspace(lowest.min() - 1e-6, highest.max() + 1e-6, 90)
+        for values, (_, colour), label in zip(
+            (lowest, highest), list(PHASES.values())[:2], ("lowest", "highest"), strict=True
+        ):
+            axes.hist(values, edges, color=colour, alpha=0.75, label=f"{label} voltage of a scenario")
+        margin = 0.04 * (edges[-1] - edges[0])
+        axes.set_xlim(edges[0] - margin, edges[-1] + margin)
+    title = f"{printable(name)}: {good.sum()} scenarios"
+    if not good.all():
+        title += f", {(~good).sum()} more not converged and left out"
+    axes.set_title(title, fontsize=11, loc="left", parse_math=False)
+    axes.set_xlabel("voltage to ground (pu)")
+    axes.set_ylabel("scenarios")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    if path is not None:
+        figure.savefig(path, dpi=160)
+    return figure

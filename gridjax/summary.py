@@ -37,9 +37,8 @@ def floating_nodes(feeder: Feeder) -> int:
     for transformer in feeder.transformers:
         for w in transformer.windings:
             bus, *nodes = w.bus.split(".")
-            if "0" in nodes or (w.connection == "wye" and w.r_neutral_ohm is not None):
-                tied.append(bus)
-            elif w.connection == "wye" and int(nodes[-1]) > 3:  # an explicit neutral
+            neutral = w.r_neutral_ohm is not None or int(nodes[-1]) > 3  # tied by an impedance, or led out
+            if "0" in nodes or (w.connection == "wye" and neutral):
                 tied.append(bus)
     grounded = {find(number[bus]) for bus in tied}
     floating = (bus for i, bus in enumerate(feeder.buses) if find(i) not in grounded)

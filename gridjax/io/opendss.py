@@ -48,6 +48,7 @@ FULL = 1  # DSSJSONFlags.Full: every property, set or not
 NOT_FOUND = 243  # the engine's error number for a script that it cannot find
 UNSETTLED = 485  # the controls were still moving at the limit that the script set
 SNAPSHOT = 0
+WHOLE_MATRIX = 1
 ADMITTANCE_LOADS = 2
 CONTROL_OFF = -1
 SHARP_TOLERANCE = 1e-10
@@ -88,8 +89,8 @@ def read_opendss(path: str | Path, settle: bool = True) -> Feeder:
         default_bases = _run(engine, path)
         circuit = engine.ActiveCircuit
         _require_frequency(circuit, path)
-        _solve(engine, settle, notes)
         _require_bases(engine, path, default_bases)
+        _solve(engine, settle, notes)
         feeder = _read_circuit(circuit, notes)
     for note in notes:
         warnings.warn(f"{path.name}: {note}", UserWarning, stacklevel=2)
@@ -176,6 +177,8 @@ def _solve(engine: Any, settle: bool, notes: list[str]) -> None:
         )
     if circuit.PVSystems.Count or circuit.Storages.Count or circuit.Generators.Count:
         _sharpen(solution)
+    # Solving may leave loads the primitive admittances that they had before; this makes them anew.
+    solution.BuildYMatrix(WHOLE_MATRIX, False)
 
 
 def _sharpen(solution: Any) -> None:
@@ -190,6 +193,7 @@ def _sharpen(solution: Any) -> None:
 def _require_bases(engine: Any, path: Path, default_bases: tuple[float, ...]) -> None:
     """Sees to it that each bus has a voltage base, from the bases that the script set."""
     circuit = engine.ActiveCircuit
+    _command(engine, "makebuslist", path)
     bases = tuple(circuit.Settings.VoltageBases)
     if bases != default_bases and not _based(circuit)[0]:
         _command(engine, "calcvoltagebases", path)

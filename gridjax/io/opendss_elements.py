@@ -212,7 +212,7 @@ def _code(tables: Tables, element: Element) -> LineCode | SequenceCode | Geometr
     if data["LineCode"]:
         name = data["LineCode"].lower()
         code = _values(name, element.phases, tables.properties["linecode"][name])
-        if True:
+        if _same(code, element):
             return code
     return _values(f"line_{element.name}", element.phases, data)
 

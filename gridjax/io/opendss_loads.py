@@ -17,6 +17,7 @@ from gridjax.generation import pv_power
 from gridjax.io.opendss_tables import Element, Tables
 
 SHAPES = ("Yearly", "Daily", "Duty", "TYearly", "TDaily", "TDuty")
+LOOSE = 1e-2  # the script's own tolerance may be a loose one
 SAME = 1e-6  # of the rating: how well the engine's solution tells an inverter's power
 
 
@@ -36,6 +37,13 @@ def load(tables: Tables, element: Element) -> None:
     _note_shapes(tables, element)
     voltage = _load_volts(element)
     power = _nominal(element, voltage, delta_third=False)
+    pu = np.abs(_across(element)) / (1e3 * voltage)
+    in_band = (pu > data["VMinpu"]).all() and (pu < data["VMaxpu"]).all()
+    if model == 1 and in_band and abs(element.power - power) > LOOSE * abs(power):
+        raise element.refuse(
+            f"the engine draws {element.power:.6g} kVA where it says {power:.6g} kVA",
+            "write its kw and kvar without multipliers",
+        )
     tables.add(
         Load(
             name=element.name,
@@ -239,13 +247,9 @@ def _delivered(element: Element) -> complex:
     The primitive admittance will not do: it may hold what was there before the controls acted.
     """
     data = element.data
-    v, delta = element.volts, data["Conn"] == "delta"
-    if delta:
-        root = math.sqrt(3) if element.phases > 1 else 1.0
-        across = (v - np.roll(v, -1))[: element.phases] / root
-    else:
-        across = v[: element.phases] - v[element.phases]
-    pu = np.abs(across) / (1e3 * _machine_volts(element))
+    delta = data["Conn"] == "delta"
+    root = math.sqrt(3) if delta and element.phases > 1 else 1.0
+    pu = np.abs(_across(element)) / (root * 1e3 * _machine_volts(element))
     impedance = pu**2 / (3 if delta and element.phases == 1 else 1)  # that 3 is the engine's
     response = impedance
     if data["Model"] == 1:
@@ -253,6 +257,14 @@ def _delivered(element: Element) -> complex:
         response = np.select([pu < low, pu > high], [impedance / low**2, impedance / high**2], 1.0)
     mean = response.mean()
     return -element.power / mean if mean > 0 else 0j
+
+
+def _across(element: Element) -> np.ndarray:
+    """The voltages across the phases (wye) or between them (delta), in V."""
+    v = element.volts
+    if element.data["Conn"] == "wye":
+        return v[: element.phases] - v[element.phases]
+    return (v - np.roll(v, -1))[: element.phases]
 
 
 def _clean(value: float) -> float:

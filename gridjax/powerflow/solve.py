@@ -147,7 +147,7 @@ def _batched(method, tol: float, limit: int):
 
         def last(x, b):  # (size, ..., inner) or (..., inner) to (..., size * inner)
             x = jnp.moveaxis(x, 0, -2) if b else jnp.broadcast_to(x[..., None, :], (*x.shape[:-1], size, x.shape[-1]))
-            return x.reshape(*x.shape[:-2], -1)
+            return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
         out = kernel(
             grid,
@@ -156,7 +156,7 @@ def _batched(method, tol: float, limit: int):
         )
 
         def first(x):
-            return jnp.moveaxis(x.reshape(*x.shape[:-1], size, -1), -2, 0)
+            return jnp.moveaxis(x.reshape(*x.shape[:-1], size, x.shape[-1] // size), -2, 0)
 
         return jax.tree.map(first, out), jax.tree.map(lambda _: True, out)
 

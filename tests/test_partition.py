@@ -1,0 +1,158 @@
+"""Cutting into zones: the tree's shape for any circuit, and answers that do not depend on the cuts."""
+
+import itertools
+
+import jax
+import networkx as nx
+import numpy as np
+import pytest
+from feeders_for_tests import MIDDLE, every_element_feeder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gridjax
+from gridjax.feeder import Bus, Feeder, LineCode, Load, Source, Switch
+from gridjax.feeder import Line as FeederLine
+from gridjax.partition import partition
+
+DERANDOMIZED = settings(max_examples=150, deadline=None, derandomize=True)
+
+
+@st.composite
+def circuits(draw):
+    """Elements of a connected circuit: a tree from the root, some loops, elements of three buses, shunts."""
+    n = draw(st.integers(2, 40))
+    label = draw(st.permutations(range(n)))
+    elements = [(n, label[0])]
+    elements += [(label[draw(st.integers(max(0, i - 8), i - 1))], label[i]) for i in range(1, n)]
+    pick = st.integers(0, n - 1)
+    for _ in range(draw(st.integers(0, 4))):
+        elements.append((draw(pick), draw(pick)))  # a loop, a parallel line, or nothing
+    for _ in range(draw(st.integers(0, 3))):
+        bus = draw(pick)
+        elements.append((bus, bus, bus))
+    if n > 3 and draw(st.booleans()):
+        elements.append(tuple(draw(st.lists(pick, min_size=3, max_size=3, unique=True))))
+    ports = draw(st.lists(st.integers(0, 6), min_size=n, max_size=n)) + [0]
+    nodes = draw(st.lists(st.integers(1, 4), min_size=n, max_size=n)) + [0]
+    return draw(st.permutations(elements)), n, ports, nodes
+
+
+def blocks_of(elements) -> list[set[int]]:
+    graph = nx.Graph(pair for e in elements for pair in itertools.combinations(set(e), 2))
+    return list(nx.biconnected_components(graph))
+
+
+@DERANDOMIZED
+@given(circuits())
+def test_zones_form_a_tree_and_share_out_buses_and_elements(circuit):
+    elements, root, ports, nodes = circuit
+    for limits in ((1, 1), (6, 12), (24, 500)):
+        cut = partition(elements, root, ports, nodes, *limits)
+        inside = [bus for zone in cut.zones for bus in zone.buses]
+        assert sorted(inside) == list(range(root))
+        assert cut.zone_of_bus == {bus: z for z, zone in enumerate(cut.zones) for bus in zone.buses}
+        assert (cut.zones[0].head, cut.zones[0].parent, cut.zones[0].level) == (root, -1, 0)
+        for z, zone in enumerate(cut.zones[1:], start=1):
+            assert zone.buses
+            assert 0 <= zone.parent < z  # parents come first: no cycles
+            assert zone.head in cut.zones[zone.parent].buses
+            assert zone.level == cut.zones[zone.parent].level + 1
+        assert [zone.level for zone in cut.zones] == sorted(zone.level for zone in cut.zones)
+        for buses, z in zip(elements, cut.zone_of_element, strict=True):
+            assert set(buses) <= {*cut.zones[z].buses, cut.zones[z].head}
+
+
+@DERANDOMIZED
+@given(circuits())
+def test_a_zone_is_within_its_limits_unless_a_block_or_its_heads_fill_it(circuit):
+    """What counts towards the ports: devices of its buses, and the heads of zones that hang at them."""
+    elements, root, ports, nodes = circuit
+    blocks = blocks_of(elements)
+    for max_ports, max_nodes in ((5, 10), (24, 40)):
+        cut = partition(elements, root, ports, nodes, max_ports, max_nodes)
+        hung = np.zeros(len(ports), int)
+        for zone in cut.zones[1:]:
+            hung[zone.head] += nodes[zone.head]
+        for zone in cut.zones[1:]:
+            used = sum(ports[b] + hung[b] for b in zone.buses)
+            size = sum(nodes[b] for b in zone.buses)
+            single = any(set(zone.buses) <= block for block in blocks)
+            assert single or (used <= max_ports and size <= max_nodes)
+
+
+def test_a_path_is_cut_evenly():
+    elements = [(9, 0), *((i, i + 1) for i in range(8))]
+    cut = partition(elements, 9, [1] * 9 + [0], [1] * 9 + [0], 3, 100)
+    assert [zone.head for zone in cut.zones] == [9, *sorted(zone.head for zone in cut.zones[1:])]
+    assert all(len(zone.buses) <= 3 for zone in cut.zones[1:])
+    assert len(cut.zones) > 3
+
+
+def test_a_loop_is_never_cut():
+    ring = [(6, 0), *((i, (i + 1) % 6) for i in range(6))]
+    cut = partition(ring, 6, [5] * 6 + [0], [3] * 6 + [0], 2, 2)
+    assert {frozenset(zone.buses) for zone in cut.zones} == {frozenset({0}), frozenset(range(1, 6))}
+
+
+def test_one_zone_holds_all_when_there_is_room():
+    elements = [(9, 0), *((i // 2, i) for i in range(1, 9))]
+    cut = partition(elements, 9, [1] * 9 + [0], [3] * 9 + [0], 1000, 1000)
+    assert len(cut.zones) == 1
+
+
+# --- Feeders: the answers do not depend on the cuts. ---
+
+CODE = LineCode("c", ((0.3, 0.1), (0.1, 0.3)), ((0.6, 0.25), (0.25, 0.6)), ((9.0, -2.0), (-2.0, 9.0)))
+
+
+def random_feeder(seed: int, buses: int, loops: int) -> Feeder:
+    """A two-phase circuit with loops, an open and a closed switch, loads of several models."""
+    rng = np.random.default_rng(seed)
+    ends = [(int(rng.integers(max(0, i - 5), i)), i) for i in range(1, buses)]
+    ends += [tuple(int(x) for x in rng.choice(buses, 2, replace=False)) for _ in range(loops)]
+    lines = tuple(
+        FeederLine(f"l{k}", f"b{i}.1.2", f"b{j}.1.2", "c", float(rng.uniform(0.05, 0.3)))
+        for k, (i, j) in enumerate(ends)
+    )
+    loads = tuple(
+        Load(f"s{b}", f"b{b}.{k}.0", 1, "wye", int(rng.choice([1, 2, 4, 5])), MIDDLE, *rng.uniform(2, 20, 2).tolist())
+        for b in range(1, buses)
+        for k in (1, 2)
+        if rng.random() < 0.7
+    )
+    ties = (Switch("tie", f"b{buses - 1}.1.2", "x.1.2"), Switch("open", f"b{buses - 2}.1.2", "x.1.2", closed=False))
+    return Feeder(
+        name="random",
+        frequency_hz=60.0,
+        buses=(*(Bus(f"b{i}", MIDDLE, (1, 2)) for i in range(buses)), Bus("x", MIDDLE, (1, 2))),
+        sources=(Source("s", "b0.1.2", 2 * MIDDLE, 1.01, r1_ohm=0.05, x1_ohm=0.2, r0_ohm=0.05, x0_ohm=0.2),),
+        codes=(CODE,),
+        lines=lines,
+        switches=ties,
+        loads=(*loads, Load("sx", "x.1.2", 1, "delta", 1, 2 * MIDDLE, 9.0, 3.0)),
+    )
+
+
+FEEDERS = {
+    "every": every_element_feeder(),
+    "tree": random_feeder(1, 14, 0),
+    "loops": random_feeder(2, 12, 3),
+}
+
+
+@pytest.mark.parametrize("name", FEEDERS)
+def test_answers_do_not_depend_on_the_zones(name):
+    feeder = FEEDERS[name]
+    solve = jax.jit(lambda grid, point: gridjax.solve(grid, point, tol=1e-14, max_iterations=300))
+    answers, counts = [], set()
+    for ports, nodes in ((2, 512), (5, 512), (24, 8), (1000, 1000)):
+        grid = gridjax.compile(feeder, zone_ports=ports, zone_nodes=nodes)
+        point = grid.nominal.replace(tap=grid.nominal.tap * 1.03, capacitor=grid.nominal.capacitor * 0.4)
+        flow = solve(grid, point)
+        assert flow.residual < 1e-12
+        answers.append(np.asarray(flow.v))
+        counts.add(grid.zones.z_uu.shape[0])
+    assert len(counts) > 2  # else nothing was compared
+    for other in answers[1:]:
+        np.testing.assert_allclose(other, answers[0], atol=1e-12, rtol=0)

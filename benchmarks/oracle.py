@@ -23,7 +23,7 @@ class Oracle:
     """
 
     def __init__(self, feeder: Feeder, tolerance: float = 1e-10):
-        import dss  # noqa: PLC0415  (an optional extra)
+        import dss
 
         self.feeder = feeder
         self.engine = dss.DSS.NewContext()

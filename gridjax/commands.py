@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -113,7 +114,7 @@ def solve(options: argparse.Namespace, console: Console, errors: Console) -> int
     feeder = _read(options.feeder, errors, options.debug)
     started = time.perf_counter()
     grid = _compile(feeder, options, errors)
-    point = scenarios.with_loads(grid.nominal, np.asarray(options.scale, grid.nominal.load_kw.dtype))
+    point = scenarios.with_loads(grid.nominal, jnp.asarray(options.scale, grid.nominal.load_kw.dtype))
     with errors.status("compiling the solver"):
         function = functools.partial(powerflow.solve, method=options.method, tol=options.tol)
         solver = jax.jit(function).lower(grid, point).compile()

@@ -37,7 +37,7 @@ def place(feeder: Feeder) -> Placement:
       otherwise a computed tree. The note is empty when every coordinate is the feeder's own.
     """
     own = np.array([[_number(b.x), _number(b.y)] for b in feeder.buses], float).reshape(-1, 2)
-    known = np.isfinite(own).all(axis=1)
+    known = np.asarray(np.isfinite(own).all(axis=1))
     distinct = len(np.unique(own[known], axis=0))
     graph = to_networkx(feeder)
     if distinct < 2 or 2 * known.sum() < len(known):

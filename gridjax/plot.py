@@ -185,11 +185,11 @@ def voltage_histogram(name: str, outcome: Outcome, path: str | Path | None = Non
             axes.hist(values, edges, color=colour, alpha=0.75, label=f"{label} voltage of a scenario")
         margin = 0.04 * (edges[-1] - edges[0])
         axes.set_xlim(edges[0] - margin, edges[-1] + margin)
-    title = f"{printable(name)}: {good.sum()} scenarios"
+    title = f"{printable(name)}: {good.sum()} random load scenarios, taps and capacitors as they stand"
     if not good.all():
         title += f", {(~good).sum()} more not converged and left out"
     axes.set_title(title, fontsize=11, loc="left", parse_math=False)
-    axes.set_xlabel("voltage to ground (pu)")
+    axes.set_xlabel("voltage to ground (pu), the source's bus included")
     axes.set_ylabel("scenarios")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)

@@ -11,6 +11,7 @@ alone, not on how many are drawn or on the chunks.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -30,7 +31,7 @@ class Draw(NamedTuple):
     """How loads vary: the spread of a single load, the range of the common level, the largest multiplier."""
 
     spread: float = 0.3
-    low: float = 0.2
+    low: float = 0.5
     high: float = 1.2
     most: float = 2.0
 
@@ -53,7 +54,7 @@ def load_multipliers(key: jax.Array, scenario: jax.Array, point: OperatingPoint,
 
 def with_loads(point: OperatingPoint, multipliers: jax.Array) -> OperatingPoint:
     """The point with each load's kW and kvar multiplied, (loads,) or a scalar."""
-    return point.replace(load_kw=point.load_kw * multipliers, load_kvar=point.load_kvar * multipliers)
+    return dataclasses.replace(point, load_kw=point.load_kw * multipliers, load_kvar=point.load_kvar * multipliers)
 
 
 @flax.struct.dataclass

@@ -5,7 +5,6 @@ import itertools
 import jax
 import networkx as nx
 import numpy as np
-import pytest
 from feeders_for_tests import MIDDLE, every_element_feeder
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,20 +64,19 @@ def test_zones_form_a_tree_and_share_out_buses_and_elements(circuit):
 
 @DERANDOMIZED
 @given(circuits())
-def test_a_zone_is_within_its_limits_unless_a_block_or_its_heads_fill_it(circuit):
-    """What counts towards the ports: devices of its buses, and the heads of zones that hang at them."""
+def test_a_zone_is_within_its_limits_unless_a_loop_fills_it(circuit):
+    """Ports are the devices' at its buses, and the nodes of every bus at which another zone hangs."""
     elements, root, ports, nodes = circuit
-    blocks = blocks_of(elements)
-    for max_ports, max_nodes in ((5, 10), (24, 40)):
+    loops = [block for block in blocks_of(elements) if len(block) > 2]
+    for max_ports, max_nodes in ((10, 10), (24, 40)):
         cut = partition(elements, root, ports, nodes, max_ports, max_nodes)
-        hung = np.zeros(len(ports), int)
-        for zone in cut.zones[1:]:
-            hung[zone.head] += nodes[zone.head]
-        for zone in cut.zones[1:]:
-            used = sum(ports[b] + hung[b] for b in zone.buses)
-            size = sum(nodes[b] for b in zone.buses)
-            single = any(set(zone.buses) <= block for block in blocks)
-            assert single or (used <= max_ports and size <= max_nodes)
+        heads = {zone.head for zone in cut.zones[1:]}
+        for zone in cut.zones:
+            if any(loop <= {*zone.buses, zone.head} for loop in loops):
+                continue
+            # A second zone at a head counts as well, but cannot always be avoided.
+            assert sum(ports[b] + nodes[b] * (b in heads) for b in zone.buses) <= max_ports
+            assert sum(nodes[b] for b in zone.buses) <= max_nodes
 
 
 def test_a_path_is_cut_evenly():
@@ -116,7 +114,7 @@ def random_feeder(seed: int, buses: int, loops: int) -> Feeder:
         for k, (i, j) in enumerate(ends)
     )
     loads = tuple(
-        Load(f"s{b}", f"b{b}.{k}.0", 1, "wye", int(rng.choice([1, 2, 4, 5])), MIDDLE, *rng.uniform(2, 20, 2).tolist())
+        Load(f"s{b}.{k}", f"b{b}.{k}.0", 1, "wye", int(rng.choice([1, 2, 4, 5])), MIDDLE, *rng.uniform(2, 20, 2).tolist())
         for b in range(1, buses)
         for k in (1, 2)
         if rng.random() < 0.7
@@ -134,25 +132,36 @@ def random_feeder(seed: int, buses: int, loops: int) -> Feeder:
     )
 
 
-FEEDERS = {
-    "every": every_element_feeder(),
-    "tree": random_feeder(1, 14, 0),
-    "loops": random_feeder(2, 12, 3),
-}
+SOLVE = jax.jit(lambda grid, point: gridjax.solve(grid, point, tol=1e-14, max_iterations=300))
 
 
-@pytest.mark.parametrize("name", FEEDERS)
-def test_answers_do_not_depend_on_the_zones(name):
-    feeder = FEEDERS[name]
-    solve = jax.jit(lambda grid, point: gridjax.solve(grid, point, tol=1e-14, max_iterations=300))
-    answers, counts = [], set()
-    for ports, nodes in ((2, 512), (5, 512), (24, 8), (1000, 1000)):
+def answers(feeder: Feeder, limits) -> tuple[list[np.ndarray], set[int]]:
+    """Voltages off the nominal point for each pair of limits, and how many zones there were."""
+    out, counts = [], set()
+    for ports, nodes in limits:
         grid = gridjax.compile(feeder, zone_ports=ports, zone_nodes=nodes)
         point = grid.nominal.replace(tap=grid.nominal.tap * 1.03, capacitor=grid.nominal.capacitor * 0.4)
-        flow = solve(grid, point)
+        flow = SOLVE(grid, point)
         assert flow.residual < 1e-12
-        answers.append(np.asarray(flow.v))
+        out.append(np.asarray(flow.v))
         counts.add(grid.zones.z_uu.shape[0])
+    return out, counts
+
+
+def test_answers_do_not_depend_on_the_zones_of_a_meshed_feeder():
+    found, counts = answers(random_feeder(2, 16, 2), ((2, 512), (5, 512), (24, 8), (1000, 1000)))
     assert len(counts) > 2  # else nothing was compared
-    for other in answers[1:]:
-        np.testing.assert_allclose(other, answers[0], atol=1e-12, rtol=0)
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], atol=1e-12, rtol=0)
+
+
+def test_answers_do_not_depend_on_the_zones_of_every_element():
+    """The common mode of bus m, on which only a millionth of a transformer's rating acts, is less exact."""
+    feeder = every_element_feeder()
+    (fine, coarse), counts = answers(feeder, ((2, 512), (1000, 1000)))
+    assert max(counts) > 5
+    floating = np.array([name.startswith("m.") for name in feeder.node_names])
+    np.testing.assert_allclose(fine[~floating], coarse[~floating], atol=1e-12, rtol=0)
+    common = fine[floating].mean() - coarse[floating].mean()
+    np.testing.assert_allclose(fine[floating] - coarse[floating], common, atol=1e-12, rtol=0)
+    assert abs(common) < 1e-7

@@ -21,6 +21,9 @@ from gridjax.grid import Grid, OperatingPoint
 from gridjax.powerflow.injections import factors
 
 
+MIN_STEP = 1 / 8
+
+
 @flax.struct.dataclass
 class Inputs:
     """An operating point in the slots, batch last: powers in per unit of the base, (zones, units, batch)."""
@@ -190,26 +193,25 @@ def choose(which: jax.Array, new: State, old: State) -> State:
 def fixed_point(grid: Grid, inputs: Inputs, state: State, tol: float, max_iterations: int):
     """Sweeps until each scenario's largest change is at most `tol`.
 
-    A scenario that has converged is frozen, one that stops being finite is given up: neither depends on its
-    neighbours.
+    Where the changes stop shrinking, as with loads that have turned into impedances below vminpu, a scenario goes on
+    with half the step. A scenario that has converged is frozen, one that stops being finite is given up: neither
+    depends on its neighbours.
 
     Returns:
-      State, iterations (batch,), residual (batch,): the last change.
+      State, iterations (batch,), residual (batch,): the last change that a full step would have made.
     """
 
-    def going(carry):
-        return jnp.any(carry[4])
-
     def body(carry):
-        state, count, iterations, residual, active = carry
+        state, count, iterations, residual, step, active = carry
         new = sweep(grid, inputs, state).state
         change = largest_change(state, new)
+        step = jnp.where((change > 0.95 * residual) & (step > MIN_STEP), step / 2, step)
         keep = active & jnp.isfinite(change)
-        state = choose(keep, new, state)
+        state = jax.tree.map(lambda a, b: jnp.where(keep, a + step * (b - a), a), state, new)
         residual = jnp.where(active, change, residual)
         iterations = iterations + active
         active = keep & (change > tol) & (count + 1 < max_iterations)
-        return state, count + 1, iterations, residual, active
+        return state, count + 1, iterations, residual, step, active
 
     batch = state.u.shape[-1]
     carry = (
@@ -217,7 +219,8 @@ def fixed_point(grid: Grid, inputs: Inputs, state: State, tol: float, max_iterat
         jnp.zeros((), jnp.int32),
         jnp.zeros(batch, jnp.int32),
         jnp.full(batch, jnp.inf, state.u.dtype),
+        jnp.ones(batch, state.u.dtype),
         jnp.ones(batch, bool),
     )
-    state, _, iterations, residual, _ = jax.lax.while_loop(going, body, carry)
+    state, _, iterations, residual, _, _ = jax.lax.while_loop(lambda c: jnp.any(c[5]), body, carry)
     return state, iterations, residual

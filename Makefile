@@ -29,10 +29,10 @@ lint: $(VENV)/.stamp-dev  ## Check style, formatting and types
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.stamp-bench  ## Measure the solver beside its peers
-	$(BIN)/python benchmarks/powerflow.py
+	$(BIN)/python -m benchmarks.powerflow
 
 validation: $(VENV)/.stamp-opendss  ## Compare with OpenDSS; writes docs/validation.md
-	$(BIN)/python benchmarks/validation.py
+	$(BIN)/python -m benchmarks.validation
 
 test-browser: browser $(VENV)/.stamp-dev $(VENV)/.stamp-browser  ## Run the browser tests; installs Chromium if it is missing
 	$(BIN)/python -m pytest -m browser

@@ -98,12 +98,10 @@ def floating_buses(feeder: Feeder) -> set[str]:
     There the zero sequence is set by shunts of 1e-6 of a rating, and by both programs' rounding: compare line to line.
     """
     delta = {w.bus.partition(".")[0] for t in feeder.transformers for w in t.windings[1:] if w.connection == "delta"}
-    touched = {
-        t.partition(".")[0]
-        for x in (*feeder.lines, *feeder.switches, *feeder.reactors, *feeder.capacitors, *feeder.admittances)
-        for t in (x.terminals if hasattr(x, "terminals") else (x.bus1, x.bus2))
-        if t
-    }
+    ends = [t for x in feeder.admittances for t in x.terminals]
+    for x in (*feeder.lines, *feeder.switches, *feeder.reactors, *feeder.capacitors):
+        ends += [x.bus1, x.bus2 or x.bus1]
+    touched = {t.partition(".")[0] for t in ends}
     return delta - touched
 
 

@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import platform
-import time
 import warnings
 from pathlib import Path
 
@@ -31,16 +30,17 @@ def draw(feeder: gridjax.Feeder, grid: gridjax.Grid, key: jax.Array, count: int)
     """Random scenarios: loads 0 to 200 %, taps within 8 steps of nominal, capacitor states thrown."""
     nominal, (k_load, k_tap, k_bank) = grid.nominal, jax.random.split(key, 3)
     scale = jax.random.uniform(k_load, (count, len(feeder.loads)), maxval=2.0)
+    many = jax.tree.map(lambda a: a[None], nominal)
     steps = jax.random.randint(k_tap, (count, len(feeder.regulators)), -8, 9)
     transformers = {t.name: t for t in feeder.transformers}
     windings = [transformers[r.transformer].windings[r.winding - 1] for r in feeder.regulators]
     step = np.array([(w.max_tap - w.min_tap) / w.num_taps for w in windings])
     low, high = (np.array([getattr(w, k) for w in windings]) for k in ("min_tap", "max_tap"))
-    tap = jnp.clip(nominal.tap + steps * step, low, high) if windings else jnp.zeros((count, 0))
+    tap = jnp.clip(many.tap + steps * step[None], low[None], high[None]) if windings else jnp.zeros((count, 0))
     points = jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), nominal)
     return points.replace(
-        load_kw=scale * nominal.load_kw,
-        load_kvar=scale * nominal.load_kvar,
+        load_kw=scale * many.load_kw,
+        load_kvar=scale * many.load_kvar,
         tap=tap,
         capacitor=jax.random.bernoulli(k_bank, 0.5, points.capacitor.shape).astype(float),
     )
@@ -77,11 +77,43 @@ def other_solutions(oracle: Oracle, points, ours, engine, which, floating: set[s
 
 
 def balance(grid: gridjax.Grid, point: gridjax.OperatingPoint, flow: gridjax.PowerFlow) -> jax.Array:
-    """Source + generation - loads - losses, relative to the source."""
+    """Source + generation - loads - losses, relative to the source or the feeder's nominal load, if that is more."""
     source = jnp.sum(gridjax.source_power(grid, point, flow))
     loads, generation = gridjax.device_powers(grid, point, flow)
     rest = source + jnp.sum(generation) - jnp.sum(loads) - gridjax.losses(grid, point, flow)
-    return jnp.abs(rest) / jnp.abs(source)
+    nominal = jnp.abs(jnp.sum(grid.nominal.load_kw + 1j * grid.nominal.load_kvar))
+    return jnp.abs(rest) / jnp.maximum(jnp.abs(source), nominal)
+
+
+def solve_all(grid: gridjax.Grid, points: gridjax.OperatingPoint, method: str) -> gridjax.PowerFlow:
+    """All scenarios by one method, large feeders in pieces."""
+    count = points.load_kw.shape[0]
+    chunk = 8 if grid.shape.nodes > 5000 and method == "newton" else count
+    batched = jax.jit(jax.vmap(lambda p: gridjax.solve(grid, p, method=method, tol=TOL, max_iterations=400)))
+    pieces = [np.minimum(np.arange(i, i + chunk), count - 1) for i in range(0, count, chunk)]
+    parts = [batched(jax.tree.map(lambda a, i=i: a[i], points)) for i in pieces]
+    return jax.tree.map(lambda *a: np.concatenate(a)[:count], *parts)
+
+
+def figures(oracle: Oracle, grid: gridjax.Grid, points, flows, engine, fine, twins: set[int]) -> dict:
+    """One method's figures; `engine` is changed in place where it had found another solution."""
+    feeder, floating = oracle.feeder, floating_buses(oracle.feeder)
+    ours, converged = np.asarray(flows.v), np.asarray(flows.converged)
+    ok = converged & fine
+    twins |= other_solutions(oracle, points, ours, engine, np.nonzero(ok)[0], floating)
+    exact = [without_zero_sequence(feeder, v, floating) for v in (ours, engine)]
+    sums = jax.vmap(lambda p, f: balance(grid, p, f))(points, flows)
+    residual = jax.vmap(lambda p, f: jnp.max(jnp.abs(gridjax.current_residual(grid, p, f))))(points, flows)
+    return {
+        "converged": int(converged[1:].sum()),
+        "iterations": [int(flows.iterations.min()), int(flows.iterations.max())],
+        "nominal_pu": worst(feeder, ours[:1], engine[:1]),
+        "scenarios_pu": worst(feeder, ours[1:][ok[1:]], engine[1:][ok[1:]]),
+        "nominal_line_to_line_pu": worst(feeder, exact[0][:1], exact[1][:1])[0],
+        "scenarios_line_to_line_pu": worst(feeder, exact[0][1:][ok[1:]], exact[1][1:][ok[1:]])[0],
+        "power_balance": float(np.max(sums[ok])),
+        "current_residual_pu": float(np.max(residual[ok])),
+    }
 
 
 def validate(name: str, count: int, seed: int) -> dict:
@@ -90,49 +122,22 @@ def validate(name: str, count: int, seed: int) -> dict:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # doubts about rated voltages; tests and `gridjax validate` show them
         grid, single = (gridjax.compile(feeder, dtype=t) for t in (np.float64, np.float32))
-    oracle, floating = Oracle(feeder, tolerance=1e-11), floating_buses(feeder)
-    points = jax.tree.map(
-        lambda a, b: jnp.concatenate([a[None], b]),
-        grid.nominal,
-        draw(feeder, grid, jax.random.key(seed), count),
-    )
+    oracle = Oracle(feeder, tolerance=TOL)
+    drawn = draw(feeder, grid, jax.random.key(seed), count)
+    points = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), grid.nominal, drawn)
     solved = [oracle.solve(one(points, i)) for i in range(count + 1)]
     engine, fine = np.array([v for v, _ in solved]), np.array([c for _, c in solved])
     twins: set[int] = set()
+    by_method = {method: solve_all(grid, points, method) for method in METHODS}
     row: dict = {
         "feeder": name,
         "nodes": len(feeder.node_names),
-        "floating_buses": sorted(floating),
         "scenarios": count,
         "engine_converged": int(fine[1:].sum()),
+        **{m: figures(oracle, grid, points, by_method[m], engine, fine, twins) for m in METHODS},
+        "engine_has_two_solutions": len(twins),
     }
-    double = None
-    for method in METHODS:
-        batched = jax.jit(jax.vmap(lambda p, m=method: gridjax.solve(grid, p, method=m, tol=TOL, max_iterations=400)))
-        chunk = 8 if len(feeder.node_names) > 5000 and method == "newton" else count + 1
-        start = time.perf_counter()
-        chunks = [np.minimum(np.arange(i, i + chunk), count) for i in range(0, count + 1, chunk)]
-        parts = [batched(jax.tree.map(lambda a, i=i: a[i], points)) for i in chunks]
-        flows = jax.tree.map(lambda *a: np.concatenate(a)[: count + 1], *parts)
-        double = flows if method == "sweep" else double
-        ok = np.asarray(flows.converged) & fine
-        ours = np.asarray(flows.v)
-        twins |= other_solutions(oracle, points, ours, engine, np.nonzero(ok)[0], floating)
-        exact = [without_zero_sequence(feeder, v, floating) for v in (ours, engine)]
-        sums = jax.vmap(lambda p, f: balance(grid, p, f))
-        residual = jax.vmap(lambda p, f: jnp.max(jnp.abs(gridjax.current_residual(grid, p, f))))
-        row[method] = {
-            "seconds": time.perf_counter() - start,
-            "converged": int(np.asarray(flows.converged)[1:].sum()),
-            "iterations": [int(flows.iterations.min()), int(flows.iterations.max())],
-            "nominal_pu": worst(feeder, ours[:1], engine[:1]),
-            "scenarios_pu": worst(feeder, ours[1:][ok[1:]], engine[1:][ok[1:]]),
-            "nominal_line_to_line_pu": worst(feeder, exact[0][:1], exact[1][:1])[0],
-            "scenarios_line_to_line_pu": worst(feeder, exact[0][1:][ok[1:]], exact[1][1:][ok[1:]])[0],
-            "power_balance": float(np.max(sums(points, flows)[ok])),
-            "current_residual_pu": float(np.max(residual(points, flows)[ok])),
-        }
-    row["engine_has_two_solutions"] = len(twins)
+    double = by_method["sweep"]
     few = jax.tree.map(lambda a: a[: min(count + 1, 51)].astype(np.float32), points)
     low = jax.jit(jax.vmap(lambda p: gridjax.solve(single, p, max_iterations=400)))(few)
     ok = np.asarray(low.converged) & np.asarray(double.converged)[: low.v.shape[0]]
@@ -145,16 +150,16 @@ def table(rows: list[dict], meta: dict) -> str:
     """The rows as Markdown."""
     out = [
         "# Agreement with OpenDSS\n",
-        f"Written by `make validation` ({meta['command']}) on {meta['machine']}, Python {meta['python']}, "
+        f"Written by `make validation` (`{meta['command']}`) on {meta['machine']}, Python {meta['python']}, "
         f"JAX {meta['jax']}, dss-python {meta['dss']}. Raw figures: [validation.json](validation.json).\n",
         f"Each shipped feeder at nominal load and over {rows[0]['scenarios']} random scenarios (every load 0 to 200 %, "
         "regulators up to 8 steps from their nominal tap, capacitor states thrown; seed "
         f"{meta['seed']}), float64, tolerance {TOL:g} here and 1e-11 in the engine, its controls off. Figures are the "
         "largest |complex difference| in pu over all nodes and scenarios that the engine solved; *l-l* leaves out the "
         "zero sequence at floating buses (see below).\n",
-        "| feeder | nodes | nominal, sweep | nominal, newton | scenarios, sweep | l-l | scenarios, newton | l-l | worst "
-        "| solved: engine, sweep, newton; two solutions |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| feeder | nodes | nominal, sweep | nominal, newton | scenarios, sweep | l-l | scenarios, newton | l-l "
+        "| worst node | solved: engine, sweep, newton | two solutions |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         s, n = r["sweep"], r["newton"]
@@ -162,11 +167,13 @@ def table(rows: list[dict], meta: dict) -> str:
             f"| {r['feeder']} | {r['nodes']} | {s['nominal_pu'][0]:.1e} | {n['nominal_pu'][0]:.1e} "
             f"| {s['scenarios_pu'][0]:.1e} | {s['scenarios_line_to_line_pu']:.1e} "
             f"| {n['scenarios_pu'][0]:.1e} | {n['scenarios_line_to_line_pu']:.1e} | {n['scenarios_pu'][1]} "
-            f"| {r['engine_converged']}, {s['converged']}, {n['converged']} of {r['scenarios']}; {r['engine_has_two_solutions']} |"
+            f"| {r['engine_converged']}, {s['converged']}, {n['converged']} of {r['scenarios']} "
+            f"| {r['engine_has_two_solutions']} |"
         )
     out += [
         "",
-        "| feeder | power balance | current residual, pu | iterations, sweep | newton | float32 from float64, pu (solved in float32) |",
+        "| feeder | power balance | current residual, pu | iterations, sweep | newton "
+        "| float32 from float64, pu (solved in float32) |",
         "|---|---|---|---|---|---|",
     ]
     for r in rows:
@@ -193,12 +200,15 @@ solutions, all exact; which one is found depends on the start. Where the engine,
 another one than gridjax, it was started from other load levels until it found the same (the column counts these); the
 figures are of that one.
 
-**Power balance** is |source + generation - loads - losses| over |source|. **Current residual** is the largest sum of
-currents at a node, computed from the voltages: beside a switch of 1e-7 ohm (13-node) the rounding of a voltage alone
-makes 1e-8 pu of current on the base of 1 MVA.
+**Power balance** is |source + generation - loads - losses| over |source| (or over the nominal load, if that is more).
+**Current residual** is the largest sum of currents at a node, computed from the voltages: beside a switch of 1e-7 ohm
+(13-node) the rounding of a voltage alone makes 1e-8 pu of current on the base of 1 MVA.
 
-**Float32** is solved with operators rounded from float64 (see `gridjax.compile`), over the nominal point and the first 50
-scenarios, with the default tolerance and up to 400 sweeps, and compared where it converged.
+**Float32** is solved with operators rounded from float64 (see `gridjax.compile`), over the nominal point and the first
+50 scenarios, with the default tolerance and up to 400 sweeps, and compared where it converged.
+
+**Unsolved.** On the 4-bus feeders the engine's own iteration does not settle in some scenarios in which both methods
+here converge to the same solution; these are left out of the comparison with the engine.
 """
 
 
@@ -217,7 +227,7 @@ def main() -> int:
         rows.append(validate(name, args.scenarios, args.seed))
         print(json.dumps(rows[-1]), flush=True)
     meta = {
-        "command": f"benchmarks/validation.py --scenarios {args.scenarios} --seed {args.seed}",
+        "command": f"python -m benchmarks.validation --scenarios {args.scenarios} --seed {args.seed}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()}",
         "python": platform.python_version(),
         "jax": jax.__version__,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's blue, vermillion and bluish green, distinct with any colour vision ("Color Universal Design", 2008).
 PHASES = {1: ("A", "#0072B2"), 2: ("B", "#D55E00"), 3: ("C", "#009E73")}
+_RUNAWAY_PU = 1e3  # no picture shows voltages from here on
 SECONDARY_KV = 1.0  # line to line; below it a bus is a secondary
 # ANSI C84.1-2020, service voltage of 120 to 600 V systems: 114 to 126 V (range A), 110 to 127 V (range B) on 120 V.
 RANGE_A = (114 / 120, 126 / 120)
@@ -174,7 +175,8 @@ def magnitudes(feeder: Feeder, flow: PowerFlow) -> np.ndarray:
     Raises:
       ValueError: the flow is of many scenarios, or of another feeder.
     """
-    v = np.abs(np.asarray(flow.v))
+    with np.errstate(over="ignore", invalid="ignore"):  # the last iterate of a flow that has run away
+        v = np.abs(np.asarray(flow.v))
     nodes = sum(len(bus.nodes) for bus in feeder.buses)
     if v.shape != (nodes,):
         cure = "for a batch take one scenario: jax.tree.map(lambda a: a[0], flow)"
@@ -182,9 +184,14 @@ def magnitudes(feeder: Feeder, flow: PowerFlow) -> np.ndarray:
     return v
 
 
+def drawable(feeder: Feeder, v: np.ndarray) -> np.ndarray:
+    """Which nodes a picture can show, (nodes,): phases with a finite voltage that has not run away."""
+    return phase_nodes(feeder) & (v < _RUNAWAY_PU)
+
+
 def bus_minimum(feeder: Feeder, v: np.ndarray) -> np.ndarray:
-    """The lowest finite phase voltage of each bus, (buses,); NaN where it has none."""
-    usable = np.isfinite(v) & phase_nodes(feeder)
+    """The lowest phase voltage of each bus that can be drawn, (buses,); NaN where it has none."""
+    usable = drawable(feeder, v)
     out = np.full(len(feeder.buses), np.inf)
     np.minimum.at(out, node_bus(feeder)[usable], v[usable])
     return np.where(np.isfinite(out), out, np.nan)
@@ -213,8 +220,9 @@ class BranchValues(NamedTuple):
 def branch_values(grid: Grid, point: OperatingPoint, flow: PowerFlow, edges: list[Branch]) -> BranchValues:
     """Currents, powers, losses and loading of the branches."""
     found = all_results(grid, point, flow)
-    amps = {k: np.abs(a).max(axis=2) for k, a in found["currents"].items()}
-    kva = {k: s.sum(axis=2) for k, s in found["powers"].items()}
+    with np.errstate(over="ignore", invalid="ignore"):
+        amps = {k: np.abs(a).max(axis=2) for k, a in found["currents"].items()}
+        kva = {k: s.sum(axis=2) for k, s in found["powers"].items()}
     load = found["loading"]
     shape = (len(edges), 2)
     out = BranchValues(

@@ -194,7 +194,7 @@ def compile(  # the public name; shadows the builtin nowhere but here
         layout, parameters = lay_out(feeder, zone_ports, zone_nodes)
         lowered = jax.jit(functools.partial(assemble, layout)).lower(parameters)
         # It runs once: optimising it would take longer than running it.
-        grid = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})(parameters)
+        grid = lowered.compile(compiler_options={"xla_backend_optimization_level": "0"})(parameters)
         grid = jax.tree.map(np.asarray, grid)
     cast = functools.partial(_cast, dtype=dtype)
     return jax.tree.map(cast, grid)
@@ -545,7 +545,7 @@ def _pattern(layout: Layout, group: Group, base: jax.Array) -> jax.Array:
     banks = [layout.feeder.capacitors[r] for r in group.rows]
     rated = np.array([rated_volts(c.kv, c.phases, c.connection) for c in banks])
     pairs = capacitor_pairs(group.static)
-    return (pairs.T @ pairs) * (base / rated**2)[:, None, None] + 0j
+    return jnp.asarray(pairs.T @ pairs)[None] * (base / rated**2)[:, None, None] + 0j
 
 
 def _tapped(layout: Layout, parameters: Parameters):

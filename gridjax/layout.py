@@ -15,9 +15,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import flax.struct
-import jax
 import networkx as nx
 import numpy as np
 
@@ -28,6 +28,7 @@ from gridjax.generation import pv_power, storage_power
 from gridjax.partition import Partition, partition
 from gridjax.powerflow.injections import IMPEDANCE, Laws, generator_law, load_law
 
+Values = Any  # NumPy arrays as `lay_out` makes them, jax.Array or tracers from then on
 KINDS = ("sources", "lines", "switches", "transformers", "capacitors", "reactors", "admittances")
 
 
@@ -138,18 +139,18 @@ class Parameters:
     operating point follow.
     """
 
-    elements: tuple[dict[str, jax.Array], ...]
+    elements: tuple[dict[str, Values], ...]
     laws: Laws
-    unit_volts: jax.Array
-    emf_volts: jax.Array
-    emf_angle: jax.Array
-    source_pu: jax.Array
-    load_kw: jax.Array
-    load_kvar: jax.Array
-    generation_kw: jax.Array
-    generation_kvar: jax.Array
-    tap: jax.Array
-    capacitor: jax.Array
+    unit_volts: Values
+    emf_volts: Values
+    emf_angle: Values
+    source_pu: Values
+    load_kw: Values
+    load_kvar: Values
+    generation_kw: Values
+    generation_kvar: Values
+    tap: Values
+    capacitor: Values
 
 
 @dataclass
@@ -198,7 +199,7 @@ def generation(feeder: Feeder) -> tuple[np.ndarray, np.ndarray]:
     return kw, kvar
 
 
-def _units(feeder: Feeder, capacitor_kv: Sequence[float]) -> list[_Unit]:
+def _units(feeder: Feeder) -> list[_Unit]:
     """Loads, generators, capacitors and all sources but the first, phase by phase."""
     units: list[_Unit] = []
     devices = [(x, load_law(x), 1 / x.phases) for x in feeder.loads]
@@ -290,7 +291,7 @@ def lay_out(feeder: Feeder, zone_ports: int = 24, zone_nodes: int = 512) -> tupl
     """
     numbers = _Numbers(feeder)
     elements = _elements(feeder, numbers)
-    units = _units(feeder, [])
+    units = _units(feeder)
     # The switched current of an opened or closed bank is a unit's: its first bus holds the port.
     unit_bus = [numbers.buses(u.pair)[0] for u in units]
     regulated = {r.transformer: None for r in feeder.regulators}
@@ -415,13 +416,14 @@ def _finish(feeder, numbers, cut, zones, grouped, taps, units) -> tuple[Layout, 
         unit_device=np.array([u.device for u in units], int),
         unit_share=np.array([u.share for u in units], float),
         unit_phase=np.array([u.phase for u in units], int),
-        taps=tuple(taps), levels=levels, head_count=np.array([len(h) for h in zones.heads]), drops=_drops(groups, zones, numbers, feeder), child_local=child_local,
+        taps=tuple(taps), levels=levels, child_local=child_local,
+        head_count=np.array([len(h) for h in zones.heads]), drops=_drops(groups, zones, feeder),
         step_bank=np.array([i for i, c in enumerate(feeder.capacitors) for _ in c.kvar], int),
     )  # fmt: skip
     return layout, _parameters(feeder, params, laws, units)
 
 
-def _drops(groups, zones: _Zones, numbers: _Numbers, feeder: Feeder) -> np.ndarray | None:
+def _drops(groups: tuple[Group, ...], zones: _Zones, feeder: Feeder) -> np.ndarray | None:
     """The change of variables `v = T v'` which makes a switch's far end its near end plus a drop.
 
     Beside a switch of 1e-7 ohm the other admittances at its nodes would drown in the rounding of a nodal matrix; in
@@ -521,4 +523,4 @@ def _parameters(feeder: Feeder, params, laws, units: list[_Unit]) -> Parameters:
             float,
         ),
         capacitor=np.array([float(s) for c in feeder.capacitors for s in c.closed], float),
-    )  # type: ignore[arg-type]
+    )

@@ -24,10 +24,10 @@ from gridjax.drawing import (
     branch_values,
     branches,
     bus_minimum,
+    drawable,
     magnitudes,
     node_bus,
     node_phases,
-    phase_nodes,
     printable,
 )
 from gridjax.feeder import Feeder
@@ -85,7 +85,7 @@ def page(feeder: Feeder, grid: Grid, point: OperatingPoint, flow: PowerFlow, pat
     failed = not bool(flow.converged)
     lowest = bus_minimum(feeder, v)
     km_of_node = km[node_bus(feeder)]
-    shown = np.isfinite(v) & np.isfinite(km_of_node) & phase_nodes(feeder)
+    shown = drawable(feeder, v) & np.isfinite(km_of_node)
     profile, x, y = svg.profile(feeder, edges, km_of_node, v, shown, failed)
     data = {
         "buses": _bus_data(feeder, grid, flow, at, km),
@@ -135,13 +135,15 @@ def _number(value: float, digits: int) -> float | None:
 def _bus_data(feeder: Feeder, grid: Grid, flow: PowerFlow, at: np.ndarray, km: np.ndarray) -> list[dict[str, Any]]:
     """Each bus's name, place and nodes: [number, phase, volts, pu, degrees]."""
     v = np.asarray(flow.v)
-    volts = np.abs(v) * np.asarray(grid.node_volts)[:-1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        pu = np.abs(v)
+        volts = pu * np.asarray(grid.node_volts)[:-1]
     degrees, phase = np.degrees(np.angle(v)), node_phases(feeder)
     out, i = [], 0
     for bus, (x, y), distance in zip(feeder.buses, at.tolist(), km.tolist(), strict=True):
         nodes = []
         for node in bus.nodes:
-            values = (_number(volts[i], 4), _number(abs(v[i]), 6), _number(degrees[i], 4))
+            values = (_number(volts[i], 4), _number(pu[i], 6), _number(degrees[i], 4))
             nodes.append([node, "-ABC"[phase[i]], *values])
             i += 1
         kv = _number(bus.base_kv, 6)

@@ -50,7 +50,7 @@ def _blocks(graph: nx.Graph, root: int) -> tuple[list[_Block], dict[int, int], l
     """Blocks in breadth-first order from the root, the block in which each bus is interior, and bus order."""
     at_bus: dict[int, list[list[int]]] = {}
     for component in nx.biconnected_components(graph):
-        members = sorted(component)
+        members: list[int] = sorted(component)  # pyright: ignore[reportAssignmentType]
         for bus in members:
             at_bus.setdefault(bus, []).append(members)
     blocks: list[_Block] = []

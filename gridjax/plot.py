@@ -21,11 +21,11 @@ from gridjax.drawing import (
     RANGE_B,
     branches,
     conductor_pairs,
+    drawable,
     is_secondary,
     magnitudes,
     node_bus,
     node_phases,
-    phase_nodes,
     printable,
     stamp,
 )
@@ -65,7 +65,7 @@ def voltage_profile(feeder: Feeder, flow: PowerFlow, path: str | Path | None = N
 
     v = magnitudes(feeder, flow)
     km = np.array(list(distance_km(feeder).values()))[node_bus(feeder)]
-    shown = np.isfinite(v) & np.isfinite(km) & phase_nodes(feeder)
+    shown = drawable(feeder, v) & np.isfinite(km)
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     axes = figure.subplots()
     for (low, high), colour, _ in _BANDS:

@@ -120,19 +120,14 @@ def random_line(rng, n: int, code: str) -> Line:
 
 
 def line_command(line: Line) -> str:
-    return (
-        f"new line.l bus1={line.bus1} bus2={line.bus2} "
-        f"linecode={line.code} length={line.length!r} units={line.unit}"
-    )
+    return f"new line.l bus1={line.bus1} bus2={line.bus2} linecode={line.code} length={line.length!r} units={line.unit}"
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_line_with_matrices(n):
     for rng in draws(10 + n):
         f = float(rng.choice([50.0, 60.0]))
-        code = LineCode(
-            "k", spd(rng, n, 0.3), spd(rng, n, 0.6), spd(rng, n, 9.0), str(rng.choice(["km", "mi"]))
-        )
+        code = LineCode("k", spd(rng, n, 0.3), spd(rng, n, 0.6), spd(rng, n, 9.0), str(rng.choice(["km", "mi"])))
         line = random_line(rng, n, "k")
         command = (
             f"new linecode.k nphases={n} units={code.unit} "
@@ -190,8 +185,7 @@ def geometry_commands(g: Geometry, wires: tuple[Wire, ...]) -> list[str]:
             f"gmrac={w.gmr_m!r} gmrunits=m radius={w.radius_m!r} radunits=m{cap}"
         )
     places = " ".join(
-        f"cond={k + 1} wire={name} x={g.x_m[k]!r} h={g.h_m[k]!r} units=m"
-        for k, name in enumerate(g.wires)
+        f"cond={k + 1} wire={name} x={g.x_m[k]!r} h={g.h_m[k]!r} units=m" for k, name in enumerate(g.wires)
     )
     n = len(g.wires)
     commands.append(f"new linegeometry.g nconds={n} nphases={g.phases} reduce=y {places}")
@@ -247,10 +241,7 @@ def test_switch(n):
         assert_agree(matrix(feeder(), switch), engine_yprim("line.l", command))
         opened = dataclasses.replace(switch, closed=False)
         assert not matrix(feeder(), opened).any()
-        assert (
-            admittance.describe(feeder(), opened).static
-            == admittance.describe(feeder(), switch).static
-        )
+        assert admittance.describe(feeder(), opened).static == admittance.describe(feeder(), switch).static
 
 
 # --- Transformers. ---
@@ -330,8 +321,7 @@ def transformer_command(t: Transformer) -> str:
     ]
     for i, v in enumerate(t.windings, 1):
         parts.append(
-            f"wdg={i} bus={v.bus} conn={v.connection} kv={v.kv!r} kva={v.kva!r} "
-            f"%r={v.r_percent!r} tap={v.tap!r}"
+            f"wdg={i} bus={v.bus} conn={v.connection} kv={v.kv!r} kva={v.kva!r} %r={v.r_percent!r} tap={v.tap!r}"
         )
         if v.r_neutral_ohm is not None:
             parts.append(f"rneut={v.r_neutral_ohm!r} xneut={v.x_neutral_ohm!r}")
@@ -342,11 +332,7 @@ def engine_transformer(t: Transformer) -> np.ndarray:
     """The engine's matrix without the conductor that a three-phase delta does not use."""
     theirs = engine_yprim("transformer.t", transformer_command(t))
     per_winding = t.phases + 1
-    unused = [
-        per_winding * i + 3
-        for i, v in enumerate(t.windings)
-        if t.phases == 3 and v.connection == DELTA
-    ]
+    unused = [per_winding * i + 3 for i, v in enumerate(t.windings) if t.phases == 3 and v.connection == DELTA]
     assert not theirs[unused].any()
     kept = np.setdiff1d(np.arange(len(theirs)), unused)
     return theirs[np.ix_(kept, kept)]
@@ -389,8 +375,7 @@ def test_center_tapped():
         places = ("x.2.0", "y.1.0", "y.0.2")
         volts = (7.2, 0.12, 0.12)
         windings = tuple(
-            dataclasses.replace(v, bus=bus, kv=kv)
-            for v, bus, kv in zip(t.windings, places, volts, strict=True)
+            dataclasses.replace(v, bus=bus, kv=kv) for v, bus, kv in zip(t.windings, places, volts, strict=True)
         )
         t = dataclasses.replace(t, windings=windings)
         assert_agree(matrix(feeder(), t), engine_transformer(t))
@@ -461,9 +446,7 @@ def test_capacitor(phases, connection, steps):
         total = sum(q for q, on in zip(c.kvar, c.closed, strict=True) if on)
         equal = f"kv={c.kv!r} kvar={total!r}"
         second = "" if c.bus2 is None else f"bus2={c.bus2}"
-        command = (
-            f"new capacitor.c bus1={c.bus1} {second} phases={phases} conn={connection} {equal}"
-        )
+        command = f"new capacitor.c bus1={c.bus1} {second} phases={phases} conn={connection} {equal}"
         assert_agree(matrix(feeder(), c), engine_yprim("capacitor.c", command))
 
 
@@ -499,9 +482,7 @@ def test_reactor(phases, connection, parallel):
         nodes = PHASE_NODES[phases] if connection == WYE else NODES[phases, DELTA]
         r, x, rp = (positive(rng, 0.01, 100) for _ in range(3))
         second = "n" + nodes if connection == WYE else None
-        reactor = Reactor(
-            "r", "a" + nodes, phases, connection, r, x, rp if parallel else None, second
-        )
+        reactor = Reactor("r", "a" + nodes, phases, connection, r, x, rp if parallel else None, second)
         command = (
             f"new reactor.r bus1={reactor.bus1} {f'bus2={second}' if second else ''} "
             f"phases={phases} conn={connection} r={r!r} x={x!r} {f'rp={rp!r}' if parallel else ''}"
@@ -515,13 +496,10 @@ def test_source(n, negative):
     for rng in draws(150 + n):
         r1, x1, r2, x2, r0, x0 = (rng.uniform(0.1, 3, 6)).tolist()
         z2 = dict(r2_ohm=r2, x2_ohm=x2) if negative else {}
-        source = Source(
-            "v", "q" + PHASE_NODES[n], 7.2, 1.02, 30.0, r1, x1, r0_ohm=r0, x0_ohm=x0, **z2
-        )
+        source = Source("v", "q" + PHASE_NODES[n], 7.2, 1.02, 30.0, r1, x1, r0_ohm=r0, x0_ohm=x0, **z2)
         second = f"z2=[{r2!r} {x2!r}]" if negative else f"z2=[{r1!r} {x1!r}]"
         command = (
-            f"new vsource.v bus1={source.bus} phases={n} basekv=7.2 "
-            f"z1=[{r1!r} {x1!r}] z0=[{r0!r} {x0!r}] {second}"
+            f"new vsource.v bus1={source.bus} phases={n} basekv=7.2 z1=[{r1!r} {x1!r}] z0=[{r0!r} {x0!r}] {second}"
         )
         theirs = engine_yprim("vsource.v", command)[:n, :n]
         assert_agree(matrix(feeder(), source), theirs, symmetric=not (negative and n == 3))
@@ -603,8 +581,7 @@ def test_vmap_equals_loop(name):
     description = admittance.describe(*EACH[name])
     scales = np.random.default_rng(3).uniform(0.8, 1.2, 5)
     stacked = {
-        key: np.stack([p if key == "frequency_hz" else p * s for s in scales])
-        for key, p in description.params.items()
+        key: np.stack([p if key == "frequency_hz" else p * s for s in scales]) for key, p in description.params.items()
     }
     one = functools.partial(admittance.primitive, description.static)
     together, by_one = jax.jit(jax.vmap(one))(stacked), compiled(description.static)
@@ -627,10 +604,7 @@ def test_gradient_against_differences(name):
 
     theta, unravel = ravel_pytree(jax.tree.map(jnp.asarray, description.params))
     h = 1e-3 * np.where(theta == 0, 1.0, np.abs(theta))
-    f = {
-        k: np.array([scalar(unravel(row)) for row in theta[None, :] + k * np.diag(h)])
-        for k in (-2, -1, 1, 2)
-    }
+    f = {k: np.array([scalar(unravel(row)) for row in theta[None, :] + k * np.diag(h)]) for k in (-2, -1, 1, 2)}
     expected = unravel((8 * (f[1] - f[-1]) - (f[2] - f[-2])) / (12 * h))
     gradient = jax.jit(jax.grad(scalar))(description.params)
     for key, got in gradient.items():
@@ -667,9 +641,7 @@ def test_without_x64():
 
 def test_linear_element_is_its_matrix():
     f, element = EACH["admittance"]
-    np.testing.assert_array_equal(
-        matrix(f, element), np.array(element.g) + 1j * np.array(element.b)
-    )
+    np.testing.assert_array_equal(matrix(f, element), np.array(element.g) + 1j * np.array(element.b))
     assert admittance.describe(f, element).conductors == ("a.1", "a.2", "b.0")
 
 
@@ -703,15 +675,11 @@ REFUSED = [
     (Admittance("y9", ("a.1", "b.1"), ((1.0,),), ((1.0,),)), "2 by 2"),
     (Bus("b9", 7.2, (1,)), "no primitive"),
 ]
-UNIT = Transformer(
-    "t9", 3, (Winding("a.1.2.3", DELTA, 12.47, 500), Winding("b.1.2.3.0", WYE, 0.48, 500)), (5.0,)
-)
+UNIT = Transformer("t9", 3, (Winding("a.1.2.3", DELTA, 12.47, 500), Winding("b.1.2.3.0", WYE, 0.48, 500)), (5.0,))
 
 
 def changed_winding(**changes):
-    return dataclasses.replace(
-        UNIT, windings=(UNIT.windings[0], dataclasses.replace(UNIT.windings[1], **changes))
-    )
+    return dataclasses.replace(UNIT, windings=(UNIT.windings[0], dataclasses.replace(UNIT.windings[1], **changes)))
 
 
 REFUSED += [

@@ -177,8 +177,7 @@ def test_idling_battery():
     battery = dataclasses.replace(BATTERY, idling_percent=2.0, kvar=20.0)
     theirs = injected(
         "storage.b",
-        "new storage.b bus1=head kv=12.47 kva=100 kwrated=90 kwhrated=400 %stored=50 "
-        "%idlingkw=2 kvar=20 state=idling",
+        "new storage.b bus1=head kv=12.47 kva=100 kwrated=90 kwhrated=400 %stored=50 %idlingkw=2 kvar=20 state=idling",
     )
     assert idling_kw(battery) == pytest.approx(-1.8, rel=1e-12)
     idle = dataclasses.replace(battery, kw=idling_kw(battery))

@@ -5,12 +5,13 @@ import itertools
 import jax
 import networkx as nx
 import numpy as np
+import pytest
 from feeders_for_tests import MIDDLE, every_element_feeder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gridjax
-from gridjax.feeder import Bus, Feeder, LineCode, Load, Source, Switch
+from gridjax.feeder import Bus, Feeder, LineCode, Load, SequenceCode, Source, Switch
 from gridjax.feeder import Line as FeederLine
 from gridjax.partition import partition
 
@@ -32,8 +33,8 @@ def circuits(draw):
         elements.append((bus, bus, bus))
     if n > 3 and draw(st.booleans()):
         elements.append(tuple(draw(st.lists(pick, min_size=3, max_size=3, unique=True))))
-    ports = draw(st.lists(st.integers(0, 6), min_size=n, max_size=n)) + [0]
-    nodes = draw(st.lists(st.integers(1, 4), min_size=n, max_size=n)) + [0]
+    ports = [*draw(st.lists(st.integers(0, 6), min_size=n, max_size=n)), 0]
+    nodes = [*draw(st.lists(st.integers(1, 4), min_size=n, max_size=n)), 0]
     return draw(st.permutations(elements)), n, ports, nodes
 
 
@@ -114,7 +115,9 @@ def random_feeder(seed: int, buses: int, loops: int) -> Feeder:
         for k, (i, j) in enumerate(ends)
     )
     loads = tuple(
-        Load(f"s{b}.{k}", f"b{b}.{k}.0", 1, "wye", int(rng.choice([1, 2, 4, 5])), MIDDLE, *rng.uniform(2, 20, 2).tolist())
+        Load(
+            f"s{b}.{k}", f"b{b}.{k}.0", 1, "wye", int(rng.choice([1, 2, 4, 5])), MIDDLE, *rng.uniform(2, 20, 2).tolist()
+        )
         for b in range(1, buses)
         for k in (1, 2)
         if rng.random() < 0.7
@@ -165,3 +168,26 @@ def test_answers_do_not_depend_on_the_zones_of_every_element():
     common = fine[floating].mean() - coarse[floating].mean()
     np.testing.assert_allclose(fine[floating] - coarse[floating], common, atol=1e-12, rtol=0)
     assert abs(common) < 1e-7
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_phase_selector_at_a_head(which):
+    """Three switches tie one node to the phases of a bus; in small zones that bus is a head."""
+    feeder = Feeder(
+        "selector",
+        60.0,
+        (*(Bus(b, MIDDLE, (1, 2, 3)) for b in "ab"), Bus("c", MIDDLE, (1,))),
+        (Source("s", "a.1.2.3", 4.16),),
+        (SequenceCode("q", 3, 0.2, 0.4, 0.5, 1.0, 0.0, 0.0),),
+        lines=(FeederLine("l", "a.1.2.3", "b.1.2.3", "q", 1.0),),
+        switches=tuple(Switch(f"s{k}", f"b.{k + 1}", "c.1", closed=k == which) for k in range(3)),
+        loads=(
+            Load("x", "c.1.0", 1, "wye", 1, MIDDLE, 200.0, 80.0),
+            Load("y", "b.1.2.3.0", 3, "wye", 1, 4.16, 200.0, 80.0),
+        ),
+    )
+    (fine, coarse), counts = answers(feeder, ((2, 512), (1000, 1000)))
+    assert counts == {1, 3}
+    np.testing.assert_allclose(fine, coarse, atol=1e-11, rtol=0)
+    tied = 1e3 * MIDDLE * np.abs(coarse[6] - coarse[3 + which])  # 1e-4 ohm carry about 90 A
+    assert 0.005 < tied < 0.02

@@ -90,7 +90,7 @@ def load_law(load: Load) -> dict[str, float]:
         law.update(_zip(*_MODELS[load.model]), slope_p=low, high_p=high)
         return law
     if load.model == 8:
-        zipv = load.zipv or ()
+        zipv = load.zipv or (0.0,) * 7
         shares = (zipv[:3], zipv[3:6])
         law.update(_zip(*shares), cutoff=zipv[6])
         outside = shares
@@ -129,7 +129,7 @@ def generator_law(device: Generator | PVSystem | Storage) -> dict[str, float]:
 
 
 def factors(laws: Laws, v2: jax.Array, exponents: bool, cutoffs: bool) -> tuple[jax.Array, jax.Array]:
-    """f of the real and the imaginary part at the squared voltage magnitude `v2` (pu).
+    """Factors f of the real and the imaginary part at the squared voltage magnitude `v2` (pu).
 
     Args:
       laws: coefficients that broadcast against `v2`.

@@ -31,6 +31,7 @@ from gridjax.powerflow.sweep import (
     choose,
     from_children,
     largest_change,
+    last,
     root_head,
     sweep,
     to_heads,
@@ -44,8 +45,13 @@ def _solve(matrix: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Solution of (batch, zones, n, n) systems and the sign of their determinants' product, (batch,)."""
     lu, pivots = lu_factor(matrix)
     diagonal = jnp.prod(jnp.sign(jnp.diagonal(lu, axis1=-2, axis2=-1)), axis=(-1, -2))
-    swaps = jnp.sum(pivots != jnp.arange(pivots.shape[-1]), axis=(-1, -2))
+    swaps = jnp.sum(pivots != jnp.broadcast_to(jnp.arange(pivots.shape[-1]), pivots.shape), axis=(-1, -2))
     return lu_solve((lu, pivots), right), diagonal * (1 - 2 * (swaps % 2))
+
+
+def _identity(n: int, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """With axes for batch and zones."""
+    return jnp.eye(n, dtype=dtype)[None, None]
 
 
 def _front(a: jax.Array) -> jax.Array:
@@ -65,7 +71,7 @@ def _units(grid: Grid, inputs: Inputs, u: jax.Array) -> tuple[jax.Array, jax.Arr
 def _times(a: jax.Array, by_re: jax.Array, by_im: jax.Array) -> jax.Array:
     """`A K` for an operator A (zones, rows, 2 m): (batch, zones, rows, 2 m)."""
     m = a.shape[-1] // 2
-    re, im = a[..., :m], a[..., m:]
+    re, im = a[None, ..., :m], a[None, ..., m:]
     parts = [re * k[:, :, None, :m] + im * k[:, :, None, m:] for k in (by_re, by_im)]
     return jnp.concatenate(parts, axis=-1)
 
@@ -82,7 +88,7 @@ def _eliminate_units(grid: Grid, a: jax.Array, by_re: jax.Array, by_im: jax.Arra
         ],
         axis=-1,
     )
-    u, sign = _solve(jnp.eye(zs.z_uu.shape[1], dtype=a.dtype) - _times(zs.z_uu, by_re, by_im), right)
+    u, sign = _solve(_identity(zs.z_uu.shape[1], a.dtype) - _times(zs.z_uu, by_re, by_im), right)
     y, norton = (_times(op, by_re, by_im) @ u for op in (zs.z_iu, zs.t_u))
     y = y.at[..., 0].add(jnp.einsum("zij,bzj->bzi", zs.z_iu, a))
     norton = norton.at[..., 0].add(jnp.einsum("zij,bzj->bzi", zs.t_u, a))
@@ -113,17 +119,17 @@ def newton_step(grid: Grid, inputs: Inputs, state: State) -> tuple[State, jax.Ar
         current, slope = below
         y, norton, z, w, t, deviation, reference, child = level
         x_c = _front(from_children(grid, jnp.moveaxis(current, 0, -1), child))
-        constant = jnp.concatenate([deviation * reference, x_c], axis=-1)
-        z = z + y[..., 1 : 1 + inner]
-        t = t + norton[..., 1 : 1 + inner]
+        constant = jnp.concatenate([deviation * reference[None], x_c], axis=-1)
+        z = z[None] + y[..., 1 : 1 + inner]
+        t = t[None] + norton[..., 1 : 1 + inner]
         children = _child_slopes(grid, slope, child)
 
         def times(m):
             return jnp.concatenate([m[..., :k] * deviation[:, :, None], m[..., k:] @ children], axis=-1)
 
         rest = y[..., 0] + jnp.einsum("bwij,bwj->bwi", z, constant)
-        right = jnp.concatenate([rest[..., None], w + y[..., 1 + inner :]], axis=-1)
-        answer, sign = _solve(jnp.eye(inner, dtype=dtype) - times(z), right)
+        right = jnp.concatenate([rest[..., None], w[None] + y[..., 1 + inner :]], axis=-1)
+        answer, sign = _solve(_identity(inner, dtype) - times(z), right)
         out = times(t) @ answer
         current = norton[..., 0] + jnp.einsum("bwij,bwj->bwi", t, constant) + out[..., 0]
         slope = norton[..., 1 + inner :] + out[..., 1:]
@@ -168,7 +174,7 @@ def newton(grid: Grid, inputs: Inputs, state: State, tol: float, max_iterations:
     def halve(carry):
         old, step, length, _, before, waiting, count = carry
         length = jnp.where(waiting, length / 2, length)
-        new = jax.tree.map(lambda a, b: a + length * (b - a), old, step)
+        new = jax.tree.map(lambda a, b: a + last(length, a) * (b - a), old, step)
         after = mismatch(new)
         return old, step, length, after, before, waiting & ~(after < before), count + 1
 
@@ -186,7 +192,7 @@ def newton(grid: Grid, inputs: Inputs, state: State, tol: float, max_iterations:
             lambda c: jnp.any(c[5]) & (c[6] < MAX_HALVINGS), halve, carry
         )
         keep = active & jnp.isfinite(after)
-        new = jax.tree.map(lambda a, b: a + length * (b - a), state, step)
+        new = jax.tree.map(lambda a, b: a + last(length, a) * (b - a), state, step)
         state = choose(keep, new, state)
         iterations = iterations + active
         residual = jnp.where(keep, after, residual)

@@ -109,9 +109,7 @@ def _series_currents(y: jax.Array, v: jax.Array) -> jax.Array:
 def powers(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> dict[str, jax.Array]:
     """Complex kVA into each element, (elements, terminals, conductors) by table name."""
     v = _padded(flow) * grid.node_volts
-    return {
-        kind: v[grid.branches[kind].nodes] * jnp.conj(i) / 1e3 for kind, i in currents(grid, point, flow).items()
-    }
+    return {kind: v[grid.branches[kind].nodes] * jnp.conj(i) / 1e3 for kind, i in currents(grid, point, flow).items()}
 
 
 def element_losses(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> dict[str, jax.Array]:

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 from gridjax.grid import Grid, OperatingPoint
 from gridjax.powerflow.injections import factors
 
-
 MIN_STEP = 1 / 8
 
 
@@ -185,9 +184,14 @@ def largest_change(old: State, new: State) -> jax.Array:
     return jnp.where(jnp.isfinite(change), change, jnp.inf)
 
 
+def last(a: jax.Array, like: jax.Array) -> jax.Array:
+    """A value a scenario with the axes of `like` before it."""
+    return a.reshape((1,) * (like.ndim - 1) + a.shape)
+
+
 def choose(which: jax.Array, new: State, old: State) -> State:
     """`new` in the scenarios where `which` holds, else `old`."""
-    return jax.tree.map(lambda a, b: jnp.where(which, a, b), new, old)
+    return jax.tree.map(lambda a, b: jnp.where(last(which, a), a, b), new, old)
 
 
 def fixed_point(grid: Grid, inputs: Inputs, state: State, tol: float, max_iterations: int):
@@ -207,7 +211,8 @@ def fixed_point(grid: Grid, inputs: Inputs, state: State, tol: float, max_iterat
         change = largest_change(state, new)
         step = jnp.where((change > 0.95 * residual) & (step > MIN_STEP), step / 2, step)
         keep = active & jnp.isfinite(change)
-        state = jax.tree.map(lambda a, b: jnp.where(keep, a + step * (b - a), a), state, new)
+        further = jax.tree.map(lambda a, b: a + last(step, a) * (b - a), state, new)
+        state = choose(keep, further, state)
         residual = jnp.where(active, change, residual)
         iterations = iterations + active
         active = keep & (change > tol) & (count + 1 < max_iterations)

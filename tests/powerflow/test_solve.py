@@ -1,6 +1,7 @@
 """`solve` against closed forms and a dense nodal solver in NumPy; batches, transforms and failures."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,6 @@ from gridjax.feeder import (
     Regulator,
     SequenceCode,
     Source,
-    Switch,
     Transformer,
     Winding,
     split_terminal,
@@ -34,6 +34,8 @@ from gridjax.powerflow.injections import Laws, factors, generator_law, load_law
 TOL = 1e-13
 METHODS = ("sweep", "newton")
 TABLES = ("sources", "lines", "switches", "transformers", "capacitors", "reactors", "admittances")
+SOLVE = {m: jax.jit(functools.partial(gridjax.solve, method=m)) for m in METHODS}
+LAW = jax.jit(lambda laws, v2: factors(laws, v2, True, True))
 
 
 # --- The reference: one dense nodal matrix, and the devices' currents by substitution. ---
@@ -113,25 +115,28 @@ def reference(feeder: Feeder, generation=None) -> np.ndarray:
             laws.append(law)
     ends, powers, ratings = np.array(ends), np.array(powers), np.array(ratings)
     laws = Laws(**{k: np.array([law[k] for law in laws]) for k in laws[0]})
-    factor = jax.jit(lambda v2: factors(laws, v2, True, True))
     v = linear(fixed)
     for _ in range(400):
         full = np.append(v.astype(complex), 0) * volts
         u = (full[ends[:, 0]] - full[ends[:, 1]]) / ratings
-        fp, fq = (np.asarray(f) for f in factor(np.abs(u) ** 2))
+        fp, fq = (np.asarray(f) for f in LAW(laws, np.abs(u) ** 2))
         i = (powers.real * fp - 1j * powers.imag * fq) * u
         drawn = np.zeros(ground + 1, complex)
         np.add.at(drawn, ends[:, 0], i * volts[ends[:, 0]] / ratings)
         np.add.at(drawn, ends[:, 1], -i * volts[ends[:, 1]] / ratings)
         v, before = linear(fixed - drawn[:ground]), v
-        if np.abs(v - before).max() < 1e-15:
+        if np.abs(v - before).max() < 1e-14:
             break
     assert np.abs(v - before).max() < 1e-13
     return v.astype(complex)
 
 
-def random_points(grid, count: int, seed: int):
-    """Operating points about the nominal one: taps within 10 %, fractional capacitor steps, sources within 3 %."""
+def random_points(feeder: Feeder, grid, count: int, seed: int):
+    """Operating points about the nominal one: taps within 10 %, fractional capacitor steps, sources within 3 %.
+
+    Series banks stay in service: without them their far side would be an island.
+    """
+    series = [c.bus2 is not None and not c.bus2.endswith(".0") for c in feeder.capacitors for _ in c.kvar]
     rng = np.random.default_rng(seed)
 
     def about(x, low, high):
@@ -144,7 +149,7 @@ def random_points(grid, count: int, seed: int):
         generation_kw=about(n.generation_kw, -1.0, 1.5),
         generation_kvar=about(n.generation_kvar, -1.0, 2.0),
         tap=jnp.asarray(rng.uniform(0.9, 1.1, (count, n.tap.shape[0]))),
-        capacitor=jnp.asarray(rng.choice([0.0, 0.3, 1.0], (count, n.capacitor.shape[0]))),
+        capacitor=jnp.asarray(np.where(series, 1.0, rng.choice([0.0, 0.3, 1.0], (count, len(series))))),
         source_pu=about(n.source_pu, 0.97, 1.03),
     )
 
@@ -161,15 +166,16 @@ def solver(grid, method="sweep", **options):
 def check_against_reference(feeder, count, seed, methods, atol=1e-11):
     """Random operating points of one feeder; returns points and voltages."""
     grid = gridjax.compile(feeder)
-    points = random_points(grid, count, seed)
+    points = random_points(feeder, grid, count, seed)
+    expected = []
+    for i in range(count):
+        values = {f.name: np.asarray(getattr(points, f.name)[i]) for f in dataclasses.fields(points)}
+        generation = (values["generation_kw"], values["generation_kvar"])
+        expected.append(reference(written(feeder, **values), generation))
     for method in methods:
         flows = solver(grid, method)(points)
         assert flows.converged.all(), method
-        for i in range(count):
-            values = {f.name: np.asarray(getattr(points, f.name)[i]) for f in dataclasses.fields(points)}
-            generation = (values["generation_kw"], values["generation_kvar"])
-            expected = reference(written(feeder, **values), generation)
-            np.testing.assert_allclose(flows.v[i], expected, atol=atol, rtol=0)
+        np.testing.assert_allclose(flows.v, expected, atol=atol, rtol=0)
     return points, flows
 
 
@@ -186,10 +192,12 @@ FOUR = LineCode(
 def meshed_feeder() -> Feeder:
     """Every element, a loop, a second source, a four-wire line, a series capacitor's and reactor's branch."""
     f = every_element_feeder()
-    transformers = tuple(  # without a floating side: the reference's digits would not suffice
-        t if t.name != "floating" else dataclasses.replace(t, windings=(t.windings[0], Winding("m.1.2.3.0", "wye", 0.48, 75.0)))
+    grounded = Winding("m.1.2.3.0", "wye", 0.48, 75.0)  # a floating side would ask for more digits
+    transformers = tuple(
+        dataclasses.replace(t, windings=(t.windings[0], grounded)) if t.name == "floating" else t
         for t in f.transformers
     )
+    wide = tuple(dataclasses.replace(x, vmin_pu=0.8, vmax_pu=1.2) for x in f.loads)
     return f.replace(
         transformers=transformers,
         buses=(*f.buses, Bus("n2", 0.48 / 3**0.5, (1, 2, 3, 4))),
@@ -201,7 +209,7 @@ def meshed_feeder() -> Feeder:
             Line("tie", "d.1.2.3", "b.1.2.3", "sequence", 1.2),
         ),
         loads=(
-            *f.loads,
+            *wide,
             Load("n2a", "n2.1.4", 1, "wye", 1, 0.277, 9.0, 3.0),
             Load("n2b", "n2.2.4", 1, "wye", 5, 0.277, 2.0, 1.0),
         ),
@@ -210,9 +218,9 @@ def meshed_feeder() -> Feeder:
 
 def test_every_element_in_a_mesh_with_two_sources():
     feeder = meshed_feeder()
-    _, flows = check_against_reference(feeder, 6, 0, METHODS)
+    _, flows = check_against_reference(feeder, 4, 0, METHODS)
     neutral = feeder.node_names.index("n2.4")
-    assert (np.abs(flows.v[:, neutral]) > 1e-3).all()
+    assert (np.abs(flows.v[:, neutral]) > 3e-4).all()
 
 
 @pytest.mark.parametrize("seed", [11, 12])
@@ -240,18 +248,14 @@ def test_random_feeders(seed):
     check_against_reference(feeder, 3, seed, ("sweep",))
 
 
-def test_open_and_closed_switches():
-    feeder = every_element_feeder()
-    opened = feeder.replace(
-        switches=tuple(dataclasses.replace(s, closed=not s.closed) for s in feeder.switches),
-    )
-    for each in (feeder, opened):
-        grid = gridjax.compile(each)
-        flow = jax.jit(lambda p, grid=grid: gridjax.solve(grid, p, tol=TOL))(grid.nominal)
-        expected = reference(each)
-        floating = np.array([name.startswith("m.") for name in each.node_names])
-        np.testing.assert_allclose(flow.v[~floating], expected[~floating], atol=1e-11, rtol=0)
-        np.testing.assert_allclose(flow.v[floating], expected[floating], atol=1e-7, rtol=0)
+def test_a_loop_and_two_sources_with_the_switches_changed():
+    """One switch open that was closed, and the other way round."""
+    feeder = meshed_feeder()
+    changed = tuple(dataclasses.replace(s, closed=not s.closed) for s in feeder.switches)
+    feeder = feeder.replace(switches=changed)
+    _, flows = check_against_reference(feeder, 2, 3, ("sweep",))
+    f, b, d = (feeder.node_names.index(name) for name in ("f.1", "b.1", "d.1"))
+    assert (np.abs(flows.v[:, f] - flows.v[:, b]) < 1e-3 * np.abs(flows.v[:, f] - flows.v[:, d])).all()
 
 
 # --- Regulators: any winding, any connection, in rows and side by side. ---
@@ -336,7 +340,7 @@ def regulated_feeder() -> Feeder:
 @pytest.fixture(scope="module")
 def regulated():
     feeder = regulated_feeder()
-    return feeder, *check_against_reference(feeder, 8, 5, METHODS)
+    return feeder, *check_against_reference(feeder, 5, 5, METHODS)
 
 
 def test_a_tap_is_the_same_as_in_the_table(regulated):
@@ -355,3 +359,222 @@ def test_taps_may_differ_from_the_reference_taps(regulated):
     grid = gridjax.compile(written(feeder, tap=np.linspace(0.92, 1.08, len(feeder.regulators))))
     again = solver(grid)(points)
     np.testing.assert_allclose(again.v, flows.v, atol=1e-11, rtol=0)
+
+
+# --- Closed forms. ---
+
+
+def three_circuits() -> Feeder:
+    """Three uncoupled circuits of one line each: constant power, constant impedance, constant current."""
+    loads = [
+        Load(f"l{k}", f"b.{k}.0", 1, "wye", model, MIDDLE, 500.0, 200.0, vmin_pu=0.3, vmax_pu=2.0, vlow_pu=0.2)
+        for k, model in ((1, 1), (2, 2), (3, 5))
+    ]
+    code = LineCode("c", *(tuple(tuple(x * (i == j) for j in range(3)) for i in range(3)) for x in (0.4, 0.9, 0.0)))
+    return Feeder(
+        "three",
+        60.0,
+        (Bus("a", MIDDLE, (1, 2, 3)), Bus("b", MIDDLE, (1, 2, 3))),
+        (Source("s", "a.1.2.3", 4.16, 1.0, 0.0, 0.1, 0.2, 0.1, 0.2),),
+        (code,),
+        lines=(Line("l", "a.1.2.3", "b.1.2.3", "c", 1.0),),
+        loads=tuple(loads),
+    )
+
+
+Z = 0.5 + 1.1j  # source and line of `three_circuits`, ohm
+DIRECTION = 0.8 + 0.6j
+NOSE = (1e3 * MIDDLE) ** 2 / 2 / (abs(Z) + (Z * np.conj(DIRECTION)).real) / 1e3  # kVA: where the root vanishes
+
+
+@pytest.fixture(scope="module")
+def small():
+    return gridjax.compile(three_circuits())
+
+
+def loads_of(grid, kva):
+    """Operating points with these complex powers at every load."""
+    count, loads = len(kva), grid.shape.loads
+    points = jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), grid.nominal)
+    p, q = (jnp.tile(jnp.asarray(part)[:, None], (1, loads)) for part in (np.real(kva), np.imag(kva)))
+    return points.replace(load_kw=p, load_kvar=q)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_buses_in_closed_form(small, method):
+    """From -2 MVA to 90 % of the nose; |V|^2 = E^2/2 - RP - XQ + sqrt((E^2/2 - RP - XQ)^2 - |Z|^2 |S|^2)."""
+    e = 1e3 * MIDDLE
+    kva = np.concatenate([[-2000.0, -500.0, 0.0, 1.0], np.linspace(0.05, 0.9, 12) * NOSE]) * DIRECTION
+    flows = solver(small, method)(loads_of(small, kva))
+    s = kva * 1e3
+    half = e**2 / 2 - (Z * np.conj(s)).real
+    squared = half + np.sqrt(half**2 - abs(Z * s) ** 2)
+    found = np.asarray(flows.v) * e
+    assert flows.converged.all()
+    np.testing.assert_allclose(np.abs(found[:, 3]) ** 2, squared, rtol=1e-10)
+    np.testing.assert_allclose(found[:, 3] + Z * np.conj(s / found[:, 3]), e, rtol=1e-10)
+    turned = found[:, 4] * np.exp(2j * np.pi / 3)
+    np.testing.assert_allclose(turned, e / (1 + Z * np.conj(s) / e**2), rtol=1e-10)  # a divider
+    turned = found[:, 5] * np.exp(-2j * np.pi / 3)
+    np.testing.assert_allclose(turned + Z * np.conj(s / turned) * np.abs(turned) / e, e, rtol=1e-10)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_beyond_the_nose_no_solution_is_invented(small, method):
+    """What has converged there is a solution all the same: the impedance that the load is far below its limits."""
+    points = loads_of(small, np.array([0.98, 1.02, 1.5, 3.0]) * NOSE * DIRECTION)
+    flows = solver(small, method)(points)
+    residual = jax.jit(jax.vmap(functools.partial(gridjax.current_residual, small)))(points, flows)
+    assert flows.converged[0] and abs(flows.v[0, 3]) > 0.5
+    for i in range(1, 4):
+        assert not flows.converged[i] or (np.abs(residual[i]) < 1e-9).all()
+        assert not flows.converged[i] or abs(flows.v[i, 3]) < 0.3  # the limit of constant power
+
+
+def test_both_methods_find_the_upper_solution(small):
+    """Close to the nose, where the lower one is near."""
+    points = loads_of(small, np.linspace(0.9, 0.995, 12) * NOSE * DIRECTION)
+    upper, other = (solver(small, m, max_iterations=n)(points) for m, n in (("newton", 30), ("sweep", 3000)))
+    assert upper.converged.all() and other.converged.all()
+    np.testing.assert_allclose(upper.v, other.v, atol=1e-9, rtol=0)
+
+
+def test_a_balanced_feeder_is_its_positive_sequence():
+    """Two nodes by hand: source z, pi line, constant power; the other phases are turned by 120 degrees."""
+    feeder = two_bus_feeder()
+    grid = gridjax.compile(feeder)
+    point = grid.nominal.replace(load_kw=grid.nominal.load_kw * 4, load_kvar=grid.nominal.load_kvar * 4)
+    v = np.asarray(gridjax.solve(grid, point, tol=TOL).v)
+    e = 4160 / 3**0.5
+    line, shunt, source = 1 / (0.2 + 0.4j), 0.5j * 120 * np.pi * 10e-9, 1 / 1e-3j
+    y = np.array([[source + line + shunt, -line], [-line, line + shunt]])
+    x = np.array([e, e], complex)
+    for _ in range(200):
+        x = np.linalg.solve(y, [source * e, -np.conj((400 + 133.333333333333333j) * 1e3 / x[1])])
+    turn = np.exp(-2j * np.pi / 3 * np.arange(3))
+    np.testing.assert_allclose(v.reshape(2, 3) * turn.conj(), np.outer(x / e, np.ones(3)), atol=1e-12, rtol=0)
+
+
+# --- Transforms. ---
+
+
+def batch(grid, count=6, seed=7):
+    rng = np.random.default_rng(seed)
+    kva = rng.uniform(50, 500, count) + 1j * rng.uniform(0, 200, count)
+    return loads_of(grid, kva).replace(source_pu=jnp.asarray(rng.uniform(0.97, 1.03, (count, 1))))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_jit_vmap_and_nested_vmap_are_the_plain_call(small, method):
+    points = batch(small, 4)
+    solve = functools.partial(gridjax.solve, method=method)
+    eager = solve(small, pick(points, 0))
+    loop = [SOLVE[method](small, pick(points, i)) for i in range(4)]
+    flat = jax.jit(jax.vmap(solve, in_axes=(None, 0)))(small, points)
+    squared = jax.tree.map(lambda a: a.reshape(2, 2, *a.shape[1:]), points)
+    nested = jax.jit(jax.vmap(jax.vmap(solve, in_axes=(None, 0)), in_axes=(None, 0)))(small, squared)
+    nested = jax.tree.map(lambda a: a.reshape(4, *a.shape[2:]), nested)
+    for one, i, many in [(eager, 0, flat), *((x, i, f) for i, x in enumerate(loop) for f in (flat, nested))]:
+        np.testing.assert_allclose(many.v[i], one.v, atol=1e-13, rtol=0)
+        np.testing.assert_allclose(many.residual[i], one.residual, atol=1e-13, rtol=0)
+        assert many.iterations[i] == one.iterations
+        assert many.converged[i] and one.converged
+    assert len({x.iterations.item() for x in loop}) > 1 or method == "newton"
+
+
+def test_fields_may_be_batched_one_by_one(small):
+    """Only the loads have a batch axis; and only the source."""
+    points = batch(small)
+    axes = gridjax.OperatingPoint(**{f.name: None for f in dataclasses.fields(points)})
+    for name in ("load_kw", "source_pu"):
+        mixed = small.nominal.replace(**{name: getattr(points, name)})
+        flows = jax.jit(jax.vmap(gridjax.solve, in_axes=(None, axes.replace(**{name: 0}))))(small, mixed)
+        for i in range(2):
+            single = small.nominal.replace(**{name: getattr(points, name)[i]})
+            np.testing.assert_allclose(flows.v[i], SOLVE["sweep"](small, single).v, atol=1e-13, rtol=0)
+
+
+def test_other_values_do_not_trace_again(small):
+    traces = []
+
+    def solve(grid, point):
+        traces.append(point)
+        return gridjax.solve(grid, point).v
+
+    compiled = jax.jit(jax.vmap(solve, in_axes=(None, 0)))
+    first = compiled(small, batch(small, seed=1))
+    second = compiled(jax.tree.map(lambda a: a, small), batch(small, seed=2))
+    assert len(traces) == 1
+    assert not np.allclose(first, second)
+
+
+def test_vmap_over_grids(small):
+    """Grids of one shape, stacked: a line of another length, and loads with another law."""
+    feeder = three_circuits()
+    other = feeder.replace(
+        lines=(dataclasses.replace(feeder.lines[0], length=2.0),),
+        loads=tuple(dataclasses.replace(x, model=5) for x in feeder.loads),
+    )
+    grids = [small, gridjax.compile(other)]
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *grids)
+    for method in METHODS:
+        solve = functools.partial(gridjax.solve, method=method)
+        flows = jax.jit(jax.vmap(solve))(stacked, stacked.nominal)
+        for i, grid in enumerate(grids):
+            single = SOLVE[method](grid, grid.nominal)
+            np.testing.assert_allclose(flows.v[i], single.v, atol=1e-13, rtol=0)
+            assert flows.converged[i]
+    shared = jax.jit(jax.vmap(gridjax.solve, in_axes=(0, None)))(stacked, small.nominal)
+    np.testing.assert_allclose(shared.v, flows.v, atol=1e-7, rtol=0)
+    assert np.abs(flows.v[0] - flows.v[1]).max() > 0.01
+
+
+# --- Failures. ---
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_failures_are_reported_and_leave_the_others_alone(small, method):
+    """Impossible, infinite and meaningless loads among possible ones."""
+    kva = np.array([100.0, 200.0, 300.0, 400.0, 500.0, 600.0]) * DIRECTION
+    bad = kva.copy()
+    bad[[1, 3, 4]] = 1e5 * DIRECTION, complex(np.nan, 0), complex(np.inf, 0)
+    solve = solver(small, method, tol=1e-10, max_iterations=100)
+    good_flows, flows = solve(loads_of(small, kva)), solve(loads_of(small, bad))
+    impossible = method == "newton" and bool(flows.converged[1])  # it may find the impedance far below the limits
+    assert flows.converged.tolist() == [True, impossible, True, False, False, True]
+    assert good_flows.converged.all()
+    untouched = [0, 2, 5]
+    for name in ("v", "iterations", "residual"):
+        a, b = np.asarray(getattr(flows, name)), np.asarray(getattr(good_flows, name))
+        assert np.array_equal(a[untouched], b[untouched]), name
+    assert not (flows.residual <= 1e-10)[jnp.array([3, 4])].any()
+
+
+@pytest.mark.parametrize("field", ["load_kw", "load_kvar", "source_pu"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_meaningless_number_never_converges(small, field, value, method):
+    point = small.nominal.replace(**{field: getattr(small.nominal, field).at[0].set(value)})
+    assert not SOLVE[method](small, point).converged
+
+
+@pytest.mark.parametrize(("method", "limit"), [("sweep", 3), ("newton", 1), ("sweep", 1)])
+def test_running_out_of_iterations_is_not_convergence(small, method, limit):
+    point = pick(loads_of(small, [1500.0 * DIRECTION]), 0)
+    flow = gridjax.solve(small, point, method=method, max_iterations=limit, tol=1e-12)
+    assert not flow.converged
+    assert flow.iterations == limit
+    assert flow.residual > 1e-12
+
+
+def test_wrong_calls_say_what_to_do(small):
+    n = small.nominal
+    with pytest.raises(ValueError, match=r"method 'gauss' is unknown: choose one of \['newton', 'sweep'\]"):
+        gridjax.solve(small, n, method="gauss")
+    for tol in (0.0, -1e-8, float("nan")):
+        with pytest.raises(ValueError, match="tol must be positive"):
+            gridjax.solve(small, n, tol=tol)
+    for name in ("load_kw", "source_pu", "tap"):
+        wrong = n.replace(**{name: jnp.ones((2, *getattr(n, name).shape))})
+        with pytest.raises(ValueError, match=rf"point.{name} has shape \(2, .*needs .*jax.vmap\(gridjax.solve"):
+            gridjax.solve(small, wrong)

@@ -37,6 +37,7 @@ class PowerFlow:
     residual: jax.Array
 
 
+@functools.partial(jax.jit, static_argnames=("method", "tol", "max_iterations"))
 def solve(
     grid: Grid,
     point: OperatingPoint,

@@ -1,0 +1,228 @@
+"""Derivatives of the solution: against central differences, forward = reverse, and under jit and vmap."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from feeders_for_tests import MIDDLE, two_bus_feeder
+from jax.flatten_util import ravel_pytree
+
+import gridjax
+from gridjax.feeder import (
+    Bus,
+    Capacitor,
+    Feeder,
+    Generator,
+    Line,
+    LineCode,
+    Load,
+    Regulator,
+    SequenceCode,
+    Source,
+    Switch,
+    Transformer,
+    Winding,
+)
+
+FIELDS = [f.name for f in dataclasses.fields(gridjax.OperatingPoint)]
+
+
+def small_feeder() -> Feeder:
+    """Two sources, a regulator between them, phases that end, a capacitor of two steps, an idle load."""
+    return Feeder(
+        "small",
+        60.0,
+        (*(Bus(name, MIDDLE, (1, 2, 3)) for name in "sab"), Bus("c", MIDDLE, (1, 3))),
+        (
+            Source("main", "s.1.2.3", 4.16, 1.02, 0.0, 0.1, 0.5, 0.2, 0.9),
+            Source("other", "b.1.2.3", 4.16, 1.0, -2.0, 3.0, 20.0, 3.0, 20.0),
+        ),
+        (
+            SequenceCode("three", 3, 0.2, 0.4, 0.5, 1.2, 10.0, 5.0),
+            LineCode("two", ((0.8, 0.13), (0.13, 0.8)), ((0.84, 0.28), (0.28, 0.85)), ((7.0, -1.0), (-1.0, 7.0))),
+        ),
+        lines=(Line("l1", "s.1.2.3", "a.1.2.3", "three", 0.5), Line("l2", "b.3.1", "c.3.1", "two", 0.4)),
+        transformers=(
+            Transformer(
+                "t",
+                3,
+                (Winding("a.1.2.3.0", "wye", 4.16, 2000.0), Winding("b.1.2.3.0", "wye", 4.16, 2000.0, tap=1.025)),
+                (3.0,),
+                0.2,
+                0.4,
+            ),
+        ),
+        regulators=(Regulator("r", "t", 2),),
+        switches=(Switch("sw", "c.1", "b.1", closed=False),),
+        capacitors=(Capacitor("cap", "b.1.2.3", 3, "wye", 4.16, (120.0, 60.0), (True, False), "b.0.0.0"),),
+        loads=(
+            Load("p", "a.1.2.3.0", 3, "wye", 1, 4.16, 400.0, 150.0, vmin_pu=0.8),
+            Load("d", "b.1.2.3", 3, "delta", 5, 4.16, 300.0, 120.0, vmin_pu=0.8),
+            Load("e", "c.1.3", 1, "delta", 4, 4.16, 150.0, 60.0, cvr_watts=0.8, cvr_vars=2.5, vmin_pu=0.8),
+            Load("z", "c.3.0", 1, "wye", 8, 2.4, 60.0, 20.0, vmin_pu=0.8, zipv=(0.3, 0.3, 0.4, 0.2, 0.3, 0.5, 0.7)),
+            Load("low", "c.1.0", 1, "wye", 1, 2.4, 60.0, 20.0, vmin_pu=1.2, vmax_pu=1.4),  # below its band
+            Load("idle", "c.1.0", 1, "wye", 1, 2.4, 0.0, 0.0),
+        ),
+        generators=(Generator("g", "c.1.0", 1, "wye", 2.4, 40.0, 10.0),),
+    )
+
+
+FEEDER = small_feeder()
+NODE = FEEDER.node_names.index("c.3")
+
+
+def outcomes(grid, point, method="sweep"):
+    """Losses (kW and kvar), a voltage magnitude and its real part, each of order one."""
+    flow = gridjax.solve(grid, point, method=method, tol=1e-13, max_iterations=300)
+    losses = gridjax.losses(grid, point, flow)
+    return jnp.stack([losses.real, losses.imag, jnp.abs(flow.v[NODE]), flow.v[NODE].real])
+
+
+@pytest.fixture(scope="module")
+def grid():
+    return gridjax.compile(FEEDER)
+
+
+@pytest.fixture(scope="module")
+def points(grid):
+    """The nominal point and another, off the reference taps and steps."""
+    n = grid.nominal
+    other = n.replace(
+        load_kw=n.load_kw * 1.2,
+        generation_kvar=n.generation_kvar - 20.0,
+        tap=jnp.array([0.98]),
+        capacitor=jnp.array([0.7, 0.4]),
+        source_pu=jnp.array([1.01, 0.99]),
+    )
+    return jax.tree.map(lambda *a: jnp.stack(a), n, other)
+
+
+def pick(points, i):
+    return jax.tree.map(lambda a: a[i], points)
+
+
+@pytest.fixture(scope="module")
+def reverse(grid, points):
+    """Both points' Jacobians, one by one, compiled once."""
+    jacobian = jax.jit(jax.jacrev(outcomes, argnums=1))
+    return [jacobian(grid, pick(points, i)) for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def differences(grid, points):
+    """The same by central differences: every entry of every field, in one batch by Newton's method."""
+    solve = jax.jit(jax.vmap(lambda p: outcomes(grid, p, "newton")))
+    out = []
+    for i in range(2):
+        point = pick(points, i)
+        flat, build = ravel_pytree(point)
+        steps = 1e-4 * jnp.maximum(jnp.abs(flat), 1.0)
+        moves = jnp.diag(steps)
+        up, down = (solve(jax.vmap(build)(flat[None] + sign * moves)) for sign in (1, -1))
+        slopes = (up - down) / (2 * steps[:, None])
+        out.append(jax.vmap(build, in_axes=1)(slopes))
+    return out
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("i", [0, 1])
+def test_reverse_mode_equals_central_differences(reverse, differences, field, i):
+    """Of losses and voltage with respect to every field of the operating point."""
+    found, expected = (np.asarray(getattr(x[i], field)) for x in (reverse, differences))
+    assert np.isfinite(found).all()
+    # Power at rated voltage of an idle load and of others: nothing is without influence.
+    assert (np.abs(found).max(axis=0) > 1e-7).all()
+    scale = np.abs(expected).max(axis=1, keepdims=True)
+    np.testing.assert_allclose(found / scale, expected / scale, rtol=1e-5, atol=1e-6)
+
+
+def test_forward_mode_equals_reverse_mode(grid, points, reverse):
+    forward = jax.jit(jax.jacfwd(outcomes, argnums=1))
+    for i in range(2):
+        for field, found in dataclasses.asdict(forward(grid, pick(points, i))).items():
+            expected = getattr(reverse[i], field)
+            np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-10 * np.abs(expected).max())
+
+
+def test_vmap_of_gradients_is_a_loop(grid, points, reverse):
+    """Also the gradient of a sum over a batch, which differentiates the batched solve."""
+    many = jax.jit(jax.vmap(jax.jacrev(outcomes, argnums=1), in_axes=(None, 0)))(grid, points)
+
+    def total(points):
+        return jax.vmap(outcomes, in_axes=(None, 0))(grid, points)[:, 0].sum()
+
+    summed = jax.jit(jax.grad(total))(points)
+    for i in range(2):
+        for field in FIELDS:
+            expected = np.asarray(getattr(reverse[i], field))
+            tolerance = {"rtol": 1e-8, "atol": 1e-10 * np.abs(expected).max()}
+            np.testing.assert_allclose(getattr(many, field)[i], expected, **tolerance)
+            np.testing.assert_allclose(getattr(summed, field)[i], expected[0], **tolerance)
+
+
+def test_the_method_does_not_matter(grid, points, reverse):
+    found = jax.jit(jax.jacrev(lambda p: outcomes(grid, p, "newton")))(pick(points, 1))
+    for field in FIELDS:
+        expected = np.asarray(getattr(reverse[1], field))
+        np.testing.assert_allclose(getattr(found, field), expected, rtol=1e-7, atol=1e-9 * np.abs(expected).max())
+
+
+def test_second_derivatives(grid, points):
+    """Forward over reverse, against differences of the gradient."""
+    point = pick(points, 1)
+
+    def slope(tap):
+        return jax.grad(lambda t: outcomes(grid, point.replace(tap=t))[2])(tap)[0]
+
+    value = jax.jit(jax.jacfwd(slope))(point.tap)[0]
+    h = 1e-4
+    compiled = jax.jit(slope)
+    expected = (compiled(point.tap + h) - compiled(point.tap - h)) / (2 * h)
+    assert value == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_feeder_without_regulators_capacitors_and_generators():
+    """Fields of no length, and the eager gradient; dV/dP by hand from differences of two solves."""
+    grid = gridjax.compile(two_bus_feeder())
+
+    def magnitude(point):
+        return jnp.abs(gridjax.solve(grid, point, tol=1e-13).v[4])
+
+    eager = jax.grad(magnitude)(grid.nominal)
+    assert eager.tap.shape == eager.capacitor.shape == eager.generation_kw.shape == (0,)
+    compiled = jax.jit(magnitude)
+    h = 0.1
+    ends = [compiled(grid.nominal.replace(load_kw=grid.nominal.load_kw + sign * h)) for sign in (1, -1)]
+    assert eager.load_kw[0] == pytest.approx(float(ends[0] - ends[1]) / (2 * h), rel=1e-6)
+    assert eager.load_kw[0] < 0
+
+
+# --- Through `assemble`: impedances, lengths, ratings. ---
+
+
+def test_gradients_with_respect_to_impedances():
+    """Losses and a voltage by a line's length, a transformer's reactance and a source's EMF, at other taps."""
+    layout, parameters = gridjax.lay_out(FEEDER)
+    lines = next(g for g, group in enumerate(layout.groups) if group.kind == "lines" and group.nodes.shape[1] == 6)
+    units = next(g for g, group in enumerate(layout.groups) if group.kind == "transformers")
+
+    def outcome(theta):
+        elements = list(parameters.elements)
+        elements[lines] = elements[lines] | {"length": elements[lines]["length"] * theta[0]}
+        elements[units] = elements[units] | {"x_percent": elements[units]["x_percent"] * theta[1]}
+        changed = parameters.replace(elements=tuple(elements), emf_volts=parameters.emf_volts * theta[2])
+        grid = gridjax.assemble(layout, changed)
+        return outcomes(grid, grid.nominal.replace(tap=jnp.array([0.99])))
+
+    theta, h = jnp.ones(3), 1e-5
+    evaluate = jax.jit(outcome)
+    forward = jax.jit(jax.jacfwd(outcome))(theta)
+    expected = np.stack([(evaluate(theta + h * e) - evaluate(theta - h * e)) / (2 * h) for e in jnp.eye(3)], axis=1)
+    scale = np.abs(expected).max(axis=1, keepdims=True)
+    np.testing.assert_allclose(forward / scale, expected / scale, rtol=1e-5, atol=1e-6)
+    assert (np.abs(expected) > 1e-4 * scale).all()
+    for row in (0, 2):
+        reverse = jax.jit(jax.grad(lambda x, row=row: outcome(x)[row]))(theta)
+        np.testing.assert_allclose(reverse, forward[row], rtol=1e-7)

@@ -1,0 +1,70 @@
+"""Imports run one way, and importing does nothing else."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "gridjax"
+# What a module (or folder) of gridjax may import from gridjax; everything else may import anything below it.
+ALLOWED = {
+    "feeder": set(),
+    "line_constants": set(),
+    "partition": set(),
+    "description": {"feeder", "line_constants"},
+    "admittance": {"description", "line_constants", "feeder"},
+    "generation": {"feeder"},
+    "graph": {"feeder"},
+    "consistency": {"feeder", "graph"},
+    "validate": {"feeder", "graph", "consistency"},
+    "io": {"feeder", "admittance", "description", "generation", "io", "validate"},
+    "feeders": {"feeder", "io"},
+    "powerflow.injections": {"feeder"},
+    "layout": {"feeder", "admittance", "generation", "partition", "powerflow.injections"},
+    "grid": {"feeder", "admittance", "layout", "powerflow.injections", "validate"},
+    "powerflow": {"grid", "powerflow", "powerflow.injections", "admittance"},
+}
+
+
+def imported(path):
+    """Names of gridjax's modules that a file imports, and the other packages."""
+    inside, outside = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "gridjax" else [node.module]
+        for name in names:
+            head, _, rest = name.partition(".")
+            (inside if head == "gridjax" else outside).add(rest if head == "gridjax" else head)
+    return inside, outside
+
+
+def place(module):
+    """The entry of ALLOWED that a module's dotted name falls under."""
+    return next((m for m in (module, module.split(".")[0]) if m in ALLOWED), None)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_arrows(path):
+    module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+    inside, outside = imported(path)
+    if module != "__main__":
+        assert not outside & {"algorithms", "federated"}
+    mine = place(module)
+    if mine is not None and module != "__init__":
+        for name in inside:
+            assert place(name) in ALLOWED[mine] | {mine}, f"{module} imports gridjax.{name}"
+
+
+def test_importing_sets_no_flag_and_loads_no_plotting():
+    code = (
+        "import sys, jax, gridjax, gridjax.plot\n"
+        "assert not jax.config.jax_enable_x64\n"
+        "assert 'matplotlib' not in sys.modules and 'dss' not in sys.modules"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert run.returncode == 0, run.stderr

@@ -1,0 +1,37 @@
+"""The README's code runs and prints what it says; its table is the benchmark's."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_code_prints_what_the_readme_shows():
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    shown = re.search(r"```text\n(.*?)```", README, re.DOTALL).group(1)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == shown
+
+
+def test_the_figures_are_the_benchmark_s():
+    table = [line for line in README.splitlines() if line.startswith("| ")]
+    measured = (ROOT / "docs" / "powerflow.md").read_text()
+    rows = [line for line in table if re.match(r"\| [a-z]+[0-9a-z_]* \| \d", line)]
+    assert len(rows) >= 5
+    for row in rows:
+        assert row in measured
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_commands_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"make ([a-z-]+)", README)) - {"nothing"}:
+        assert f"\n{target}:" in makefile, target

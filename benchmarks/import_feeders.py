@@ -12,10 +12,10 @@ import argparse
 import shutil
 import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gridjax.feeder import Feeder
+from gridjax.feeder import Feeder, Geometry
 from gridjax.io.json import write_json
 from gridjax.io.opendss import read_opendss
 
@@ -29,13 +29,15 @@ class Circuit:
     """A script under the circuits' folder.
 
     `coordinates` names a file of bus coordinates that the script itself does not load. `first`
-    takes of a file that holds several scripts, each beginning with `clear`, the first alone.
+    takes of a file that holds several scripts, each beginning with `clear`, the first alone. `unit` is the unit of
+    length of a script that names none: of the lines that use its line codes, and of these codes.
     """
 
     name: str
     path: str
     coordinates: str = ""
     first: bool = False
+    unit: str = ""
 
 
 CIRCUITS = (
@@ -48,7 +50,7 @@ CIRCUITS = (
     Circuit("ieee13", "13Bus/IEEE13Nodeckt.dss"),
     Circuit("ieee34", "34Bus/ieee34Mod1.dss", coordinates="34Bus/IEEE34_BusXY.csv"),
     Circuit("ieee34_mod2", "34Bus/ieee34Mod2.dss", coordinates="34Bus/IEEE34_BusXY.csv"),
-    Circuit("ieee37", "37Bus/ieee37.dss"),
+    Circuit("ieee37", "37Bus/ieee37.dss", unit="kft"),
     Circuit("ieee123", "123Bus/IEEE123Master.dss", coordinates="123Bus/BusCoords.dat"),
     Circuit("ieee8500", "8500-Node/Master.dss"),
     Circuit("ieee8500_unbal", "8500-Node/Master-unbal.dss"),
@@ -78,7 +80,18 @@ def load(circuit: Circuit, folder: Path) -> Feeder:
     origin = SOURCE.format(path=circuit.path)
     if circuit.first:
         origin += "; the first of the file's scripts (ppm_antifloat=0)"
+    if circuit.unit:
+        feeder = with_unit(feeder, circuit.unit)
+        origin += f"; lengths in {circuit.unit}, which the script does not say"
     return feeder.replace(name=circuit.name, origin=origin, licence=LICENCE)
+
+
+def with_unit(feeder: Feeder, unit: str) -> Feeder:
+    """The same lines with their unit of length named; lines with a code of their own stay as they are."""
+    own = {line.code for line in feeder.lines if line.code == f"line_{line.name}"}
+    codes = tuple(c if c.name in own or isinstance(c, Geometry) else replace(c, unit=unit) for c in feeder.codes)
+    lines = tuple(line if line.code in own else replace(line, unit=unit) for line in feeder.lines)
+    return feeder.replace(codes=codes, lines=lines)
 
 
 def copy_licence(folder: Path, out: Path) -> None:

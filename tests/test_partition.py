@@ -152,8 +152,8 @@ def answers(feeder: Feeder, limits) -> tuple[list[np.ndarray], set[int]]:
 
 
 def test_answers_do_not_depend_on_the_zones_of_a_meshed_feeder():
-    found, counts = answers(random_feeder(2, 16, 2), ((2, 512), (5, 512), (24, 8), (1000, 1000)))
-    assert len(counts) > 2  # else nothing was compared
+    found, counts = answers(random_feeder(2, 16, 2), ((2, 512), (24, 8), (1000, 1000)))
+    assert len(counts) == 3  # else nothing was compared
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], atol=1e-12, rtol=0)
 

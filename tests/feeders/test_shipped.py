@@ -198,7 +198,7 @@ def test_published_lines():
     # OpenDSS's script gives thousands of feet without naming a unit.
     lines = [line for line in feeder["ieee37"].lines if line.name != "jumper"]
     assert sum(line.length for line in lines) * 1000 == pytest.approx(feet["ieee37"])
-    assert {line.unit for line in lines} <= {"none", "kft"}
+    assert {line.unit for line in lines} == {"kft"}
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -18,7 +18,7 @@ Taps. A winding at tap t sees `w = v/t` of its terminal voltage v and sends `i_r
 The operators hold the tap at its reference t0; what differs is compensated by a series voltage and a current
 behind the ideal ratio,
 
-    e = (t - t0) w,    j = (t - t0) i,    w = (v - e)/t0,    i = ((Y1 (w))_r - j)/t0,
+    e = (t - t0) w,    j = (t - t0) i,    w = (v - e)/t0,    i = ((Y1 w)_r - j)/t0,
 
 with Y1 the transformer's winding admittance. Both inputs hardly disturb their own outputs (w is set upstream, i
 downstream), so a few substitutions suffice, no matrix depends on a tap, and regulators may stand anywhere: in
@@ -342,9 +342,13 @@ def _ports(layout: Layout, parameters: Parameters, volts: jax.Array, base: jax.A
         e, j = (s.units + t.slot)[:, None], (s.units + s.taps + t.slot)[:, None]
         f = f.at[zone, local, e].add(current).at[zone, local, j].add(voltage)
         g = g.at[zone, e, local].add(voltage).at[zone, j, local].add(current)
-        stiff = y1[:, t.winding, t.winding] * t.volts / own**2
-        zone, e, j = t.zone, e[:, 0], j[:, 0]
-        d = d.at[zone, e, e].add(-1 / own).at[zone, j, e].add(-stiff).at[zone, j, j].add(-1 / own)
+        d = d.at[t.zone, e[:, 0], e[:, 0]].add(-1 / own).at[t.zone, j[:, 0], j[:, 0]].add(-1 / own)
+        for u in layout.taps:  # the series voltages of all regulated windings drive this one's current
+            if u.group == t.group:
+                match = (t.member[:, None] == u.member) & (t.phase[:, None] == u.phase)
+                i, k = np.nonzero(match)
+                stiff = y1[i, t.winding, u.winding] * u.volts[k] / (own[i] * tap[i, u.winding])
+                d = d.at[t.zone[i], j[i, 0], s.units + u.slot[k]].add(-stiff)
     return f, g, d
 
 

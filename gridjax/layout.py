@@ -446,15 +446,18 @@ def _drops(groups: tuple[Group, ...], zones: _Zones, feeder: Feeder) -> np.ndarr
     out = np.tile(np.eye(size), (len(zones.local) + 1, 1, 1))
     for zone, pairs in edges.items():
         # Drops are counted from the heads where a switch touches one: heads are given, not solved for.
-        forest = nx.Graph(pairs)
-        done: set[int] = set()
-        for root in sorted(forest, key=lambda node: node < zones.n):
-            if root in done:
-                continue
-            for near, far in nx.bfs_edges(forest, root):
-                out[zone, far] += out[zone, near]
-                done.add(far)
-            done.add(root)
+        graph = nx.Graph(pairs)
+        heads = [node for node in graph if node >= zones.n]
+        done = set(heads)
+        for start in [heads, *([node] for node in graph if node < zones.n)]:
+            queue = [node for node in start if node in heads or node not in done]
+            done.update(queue)
+            for near in queue:  # grows while it is walked
+                for far in graph[near]:
+                    if far not in done:
+                        out[zone, far] += out[zone, near]
+                        done.add(far)
+                        queue.append(far)
     return out
 
 

@@ -135,7 +135,10 @@ def random_feeder(seed: int, buses: int, loops: int) -> Feeder:
     )
 
 
-SOLVE = jax.jit(lambda grid, point: gridjax.solve(grid, point, tol=1e-14, max_iterations=300))
+SOLVE = jax.jit(
+    lambda grid, point: gridjax.solve(grid, point, tol=1e-14, max_iterations=300),
+    compiler_options={"xla_backend_optimization_level": 0},  # compiling takes longer than running here
+)
 
 
 def answers(feeder: Feeder, limits) -> tuple[list[np.ndarray], set[int]]:

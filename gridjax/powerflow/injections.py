@@ -86,8 +86,7 @@ def load_law(load: Load) -> dict[str, float]:
         return law
     law.update(vmin=vmin, vmax=vmax, vlow=min(vlow, vmin))
     if load.model in (6, 7):
-        low, high = 1 / vmin**2, 1 / vmax**2
-        law.update(_zip(*_MODELS[load.model]), slope_p=low, high_p=high)
+        law.update(_zip(*_MODELS[load.model]), slope_p=_low(vmin), high_p=1 / vmax**2)
         return law
     if load.model == 8:
         zipv = load.zipv or (0.0,) * 7
@@ -102,12 +101,17 @@ def load_law(load: Load) -> dict[str, float]:
         law.update(_zip(*_MODELS[load.model]))
         outside = (_I, _I) if load.model == 5 else (_P, _P)
     for part, (z, i, p) in zip("pq", outside, strict=True):
-        offset_p, slope_p = _straight(vlow, vmin, 1 / vmin)
+        offset_p, slope_p = _straight(vlow, vmin, vmin * _low(vmin))
         offset_i, slope_i = _straight(vlow, vmin, 1.0)
         law["offset_" + part] = i * offset_i + p * offset_p
         law["slope_" + part] = z + i * slope_i + p * slope_p
         law["high_" + part] = z + i / vmax + p / vmax**2
     return law
+
+
+def _low(vmin: float) -> float:
+    """`1/vmin^2`; without a lower limit nothing lies below it."""
+    return 1 / vmin**2 if vmin > 0 else 1.0
 
 
 def _straight(vlow: float, vmin: float, top: float) -> tuple[float, float]:
@@ -122,7 +126,7 @@ def generator_law(device: Generator | PVSystem | Storage) -> dict[str, float]:
     if device.model == 2:
         return law
     vmin, vmax = device.vmin_pu, device.vmax_pu
-    low, high = 1 / vmin**2 if vmin > 0 else 1.0, 1 / vmax**2
+    low, high = _low(vmin), 1 / vmax**2
     law.update(_zip(_P, _P), vmin=vmin, vmax=vmax, vlow=vmin)
     law.update(low_p=low, low_q=low, high_p=high, high_q=high)
     return law

@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import gmres
 
 from gridjax.grid import Grid, OperatingPoint
@@ -112,12 +113,13 @@ def _root(grid: Grid, inputs: Inputs, method: str, tol: float, limit: int):
         state, iterations, residual = root(*primals)
         _, right = jax.jvp(lambda g, i: sweep(g, i, state).state, primals, tangents)
         _, step = jax.linearize(lambda s: sweep(*primals, s).state, state)
-        tangent = jax.lax.custom_linear_solve(
-            lambda d: jax.tree.map(jnp.subtract, d, step(d)),  # pyright: ignore[reportCallIssue]
-            right,
-            _krylov,
-            _krylov,
-        )
+        # As one vector: a feeder without taps has an empty part, which linear solves do not transpose.
+        flat, unravel = ravel_pytree(right)
+
+        def matvec(d):
+            return d - ravel_pytree(step(unravel(d)))[0]  # pyright: ignore[reportCallIssue]
+
+        tangent = unravel(jax.lax.custom_linear_solve(matvec, flat, _krylov, _krylov))
         no_tangents = np.zeros(iterations.shape, jax.dtypes.float0), jnp.zeros_like(residual)
         return (state, iterations, residual), (tangent, *no_tangents)
 
@@ -126,7 +128,7 @@ def _root(grid: Grid, inputs: Inputs, method: str, tol: float, limit: int):
 
 def _krylov(matvec, right):
     """GMRES (Y. Saad and M. H. Schultz, 1986): also near the nose, where substitution would not converge."""
-    tol = 1e-4 * float(jnp.finfo(jax.tree.leaves(right)[0].dtype).eps) ** 0.5
+    tol = 1e-4 * float(jnp.finfo(right.dtype).eps) ** 0.5
     return gmres(matvec, right, tol=tol, restart=30, maxiter=20)[0]
 
 

@@ -12,8 +12,9 @@ from gridjax.powerflow.injections import IMPEDANCE, Laws, factors, generator_law
 
 KW, KVAR = 100.0, 40.0
 # None of them on a limit: below, within and above every band that is used here, and beyond its far ends.
-VOLTS = np.array([0.0, 0.0004, 0.003, 0.1, 0.199, 0.301, 0.46, 0.499, 0.501, 0.55, 0.599, 0.601, 0.63, 0.69,
-                  0.71, 0.79, 0.83, 0.899, 0.901, 0.949, 0.951, 1.0, 1.03, 1.049, 1.051, 1.099, 1.101, 1.149, 1.16, 1.201, 1.5])  # fmt: skip
+LOW = [0.0, 0.0004, 0.003, 0.1, 0.199, 0.301, 0.46, 0.499, 0.501, 0.55, 0.599, 0.601, 0.63, 0.69, 0.71, 0.79]
+HIGH = [0.83, 0.899, 0.901, 0.949, 0.951, 1.0, 1.03, 1.049, 1.051, 1.099, 1.101, 1.149, 1.16, 1.201, 1.5]
+VOLTS = np.array(LOW + HIGH)
 ENGINE_VOLTS = VOLTS[VOLTS >= 0.1]
 ZIPV = (0.3, 0.3, 0.4, 0.2, 0.3, 0.5, 0.64)
 

@@ -1,6 +1,7 @@
 """Results: Kirchhoff's laws, balances, quantities by hand, and what may not change the answers."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -27,18 +28,22 @@ from gridjax.feeder import (
     Winding,
 )
 
-SOLVE = jax.jit(lambda grid, point: gridjax.solve(grid, point, tol=1e-14, max_iterations=200))
-MANY = jax.jit(jax.vmap(lambda grid, point: gridjax.solve(grid, point, tol=1e-14, max_iterations=200), (None, 0)))
-LOSSES = jax.jit(gridjax.losses)
+# Compiling takes longer than running here.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+SOLVE = jit(lambda grid, point: gridjax.solve(grid, point, tol=1e-14, max_iterations=200))
+MANY = jit(jax.vmap(lambda grid, point: gridjax.solve(grid, point, tol=1e-14, max_iterations=200), (None, 0)))
+LOSSES = jit(gridjax.losses)
 
 
-@jax.jit
-def results(grid, point, flow):
+def every_result(grid, point, flow):
     """Everything there is to ask of one scenario."""
     names = ("currents", "powers", "element_losses", "losses", "source_power", "device_powers", "current_residual",
              "loading")  # fmt: skip
     out = {name: getattr(gridjax, name)(grid, point, flow) for name in names}
     return out | {name: getattr(gridjax, name)(grid, flow) for name in ("voltages", "sequence_voltages", "unbalance")}
+
+
+results = jit(every_result)
 
 
 def hand_feeder() -> Feeder:
@@ -128,7 +133,7 @@ def scenarios(request):
     )
     flows = MANY(grid, points)
     assert flows.converged.all()
-    return grid, points, flows, jax.jit(jax.vmap(results, (None, 0, 0)))(grid, points, flows)
+    return grid, points, flows, jit(jax.vmap(every_result, (None, 0, 0)))(grid, points, flows)
 
 
 def test_currents_at_every_node_sum_to_zero(scenarios):

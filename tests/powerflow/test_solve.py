@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +35,11 @@ from gridjax.powerflow.injections import Laws, factors, generator_law, load_law
 TOL = 1e-13
 METHODS = ("sweep", "newton")
 TABLES = ("sources", "lines", "switches", "transformers", "capacitors", "reactors", "admittances")
-SOLVE = {m: jax.jit(functools.partial(gridjax.solve, method=m)) for m in METHODS}
-LAW = jax.jit(lambda laws, v2: factors(laws, v2, True, True))
+# Compiling takes longer than running here.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+PRIMITIVE = jit(primitive, static_argnums=0)
+SOLVE = {m: jit(functools.partial(gridjax.solve, method=m)) for m in METHODS}
+LAW = jit(lambda laws, v2: factors(laws, v2, True, True))
 
 
 # --- The reference: one dense nodal matrix, and the devices' currents by substitution. ---
@@ -83,7 +87,7 @@ def reference(feeder: Feeder, generation=None) -> np.ndarray:
         for x in getattr(feeder, table):
             d = describe(feeder, x)
             at = [node.get(c, ground) for c in d.conductors]
-            matrix = np.asarray(primitive(d.static, d.params)) * np.outer(volts[at], volts[at]) / 1e6
+            matrix = np.asarray(PRIMITIVE(d.static, d.params)) * np.outer(volts[at], volts[at]) / 1e6
             np.add.at(y, np.ix_(at, at), matrix)
             if table == "sources":
                 n = len(at)
@@ -158,9 +162,11 @@ def pick(points, i):
     return jax.tree.map(lambda a: a[i], points)
 
 
-def solver(grid, method="sweep", **options):
-    options = {"tol": TOL, "max_iterations": 300} | options
-    return jax.jit(jax.vmap(lambda p: gridjax.solve(grid, p, method=method, **options)))
+@functools.cache
+def solver(method="sweep", tol=TOL, max_iterations=300):
+    """`solve` over a batch of points."""
+    options = {"method": method, "tol": tol, "max_iterations": max_iterations}
+    return jit(jax.vmap(functools.partial(gridjax.solve, **options), in_axes=(None, 0)))
 
 
 def check_against_reference(feeder, count, seed, methods, atol=1e-11):
@@ -173,7 +179,7 @@ def check_against_reference(feeder, count, seed, methods, atol=1e-11):
         generation = (values["generation_kw"], values["generation_kvar"])
         expected.append(reference(written(feeder, **values), generation))
     for method in methods:
-        flows = solver(grid, method)(points)
+        flows = solver(method)(grid, points)
         assert flows.converged.all(), method
         np.testing.assert_allclose(flows.v, expected, atol=atol, rtol=0)
     return points, flows
@@ -357,7 +363,7 @@ def test_taps_may_differ_from_the_reference_taps(regulated):
     """The table's taps only say about which point the operators are made."""
     feeder, points, flows = regulated
     grid = gridjax.compile(written(feeder, tap=np.linspace(0.92, 1.08, len(feeder.regulators))))
-    again = solver(grid)(points)
+    again = solver()(grid, points)
     np.testing.assert_allclose(again.v, flows.v, atol=1e-11, rtol=0)
 
 
@@ -405,7 +411,7 @@ def test_two_buses_in_closed_form(small, method):
     """From -2 MVA to 90 % of the nose; |V|^2 = E^2/2 - RP - XQ + sqrt((E^2/2 - RP - XQ)^2 - |Z|^2 |S|^2)."""
     e = 1e3 * MIDDLE
     kva = np.concatenate([[-2000.0, -500.0, 0.0, 1.0], np.linspace(0.05, 0.9, 12) * NOSE]) * DIRECTION
-    flows = solver(small, method)(loads_of(small, kva))
+    flows = solver(method)(small, loads_of(small, kva))
     s = kva * 1e3
     half = e**2 / 2 - (Z * np.conj(s)).real
     squared = half + np.sqrt(half**2 - abs(Z * s) ** 2)
@@ -423,8 +429,8 @@ def test_two_buses_in_closed_form(small, method):
 def test_beyond_the_nose_no_solution_is_invented(small, method):
     """What has converged there is a solution all the same: the impedance that the load is far below its limits."""
     points = loads_of(small, np.array([0.98, 1.02, 1.5, 3.0]) * NOSE * DIRECTION)
-    flows = solver(small, method)(points)
-    residual = jax.jit(jax.vmap(functools.partial(gridjax.current_residual, small)))(points, flows)
+    flows = solver(method)(small, points)
+    residual = jit(jax.vmap(functools.partial(gridjax.current_residual, small)))(points, flows)
     assert flows.converged[0] and abs(flows.v[0, 3]) > 0.5
     for i in range(1, 4):
         assert not flows.converged[i] or (np.abs(residual[i]) < 1e-9).all()
@@ -434,7 +440,7 @@ def test_beyond_the_nose_no_solution_is_invented(small, method):
 def test_both_methods_find_the_upper_solution(small):
     """Close to the nose, where the lower one is near."""
     points = loads_of(small, np.linspace(0.9, 0.995, 12) * NOSE * DIRECTION)
-    upper, other = (solver(small, m, max_iterations=n)(points) for m, n in (("newton", 30), ("sweep", 3000)))
+    upper, other = (solver(m, max_iterations=n)(small, points) for m, n in (("newton", 30), ("sweep", 3000)))
     assert upper.converged.all() and other.converged.all()
     np.testing.assert_allclose(upper.v, other.v, atol=1e-9, rtol=0)
 
@@ -468,13 +474,14 @@ def batch(grid, count=6, seed=7):
 def test_jit_vmap_and_nested_vmap_are_the_plain_call(small, method):
     points = batch(small, 4)
     solve = functools.partial(gridjax.solve, method=method)
-    eager = solve(small, pick(points, 0))
+    plain = [(solve(small, pick(points, 0)), 0)] if method == "sweep" else []
     loop = [SOLVE[method](small, pick(points, i)) for i in range(4)]
-    flat = jax.jit(jax.vmap(solve, in_axes=(None, 0)))(small, points)
+    flat = jit(jax.vmap(solve, in_axes=(None, 0)))(small, points)
     squared = jax.tree.map(lambda a: a.reshape(2, 2, *a.shape[1:]), points)
-    nested = jax.jit(jax.vmap(jax.vmap(solve, in_axes=(None, 0)), in_axes=(None, 0)))(small, squared)
+    nested = jit(jax.vmap(jax.vmap(solve, in_axes=(None, 0)), in_axes=(None, 0)))(small, squared)
     nested = jax.tree.map(lambda a: a.reshape(4, *a.shape[2:]), nested)
-    for one, i, many in [(eager, 0, flat), *((x, i, f) for i, x in enumerate(loop) for f in (flat, nested))]:
+    plain += [(x, i) for i, x in enumerate(loop)]
+    for (one, i), many in itertools.product(plain, (flat, nested)):
         np.testing.assert_allclose(many.v[i], one.v, atol=1e-13, rtol=0)
         np.testing.assert_allclose(many.residual[i], one.residual, atol=1e-13, rtol=0)
         assert many.iterations[i] == one.iterations
@@ -488,7 +495,7 @@ def test_fields_may_be_batched_one_by_one(small):
     axes = gridjax.OperatingPoint(**{f.name: None for f in dataclasses.fields(points)})
     for name in ("load_kw", "source_pu"):
         mixed = small.nominal.replace(**{name: getattr(points, name)})
-        flows = jax.jit(jax.vmap(gridjax.solve, in_axes=(None, axes.replace(**{name: 0}))))(small, mixed)
+        flows = jit(jax.vmap(gridjax.solve, in_axes=(None, axes.replace(**{name: 0}))))(small, mixed)
         for i in range(2):
             single = small.nominal.replace(**{name: getattr(points, name)[i]})
             np.testing.assert_allclose(flows.v[i], SOLVE["sweep"](small, single).v, atol=1e-13, rtol=0)
@@ -501,7 +508,7 @@ def test_other_values_do_not_trace_again(small):
         traces.append(point)
         return gridjax.solve(grid, point).v
 
-    compiled = jax.jit(jax.vmap(solve, in_axes=(None, 0)))
+    compiled = jit(jax.vmap(solve, in_axes=(None, 0)))
     first = compiled(small, batch(small, seed=1))
     second = compiled(jax.tree.map(lambda a: a, small), batch(small, seed=2))
     assert len(traces) == 1
@@ -517,14 +524,12 @@ def test_vmap_over_grids(small):
     )
     grids = [small, gridjax.compile(other)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *grids)
-    for method in METHODS:
-        solve = functools.partial(gridjax.solve, method=method)
-        flows = jax.jit(jax.vmap(solve))(stacked, stacked.nominal)
-        for i, grid in enumerate(grids):
-            single = SOLVE[method](grid, grid.nominal)
-            np.testing.assert_allclose(flows.v[i], single.v, atol=1e-13, rtol=0)
-            assert flows.converged[i]
-    shared = jax.jit(jax.vmap(gridjax.solve, in_axes=(0, None)))(stacked, small.nominal)
+    flows = jit(jax.vmap(functools.partial(gridjax.solve, method="newton")))(stacked, stacked.nominal)
+    for i, grid in enumerate(grids):
+        single = SOLVE["newton"](grid, grid.nominal)
+        np.testing.assert_allclose(flows.v[i], single.v, atol=1e-13, rtol=0)
+        assert flows.converged[i]
+    shared = jit(jax.vmap(gridjax.solve, in_axes=(0, None)))(stacked, small.nominal)
     np.testing.assert_allclose(shared.v, flows.v, atol=1e-7, rtol=0)
     assert np.abs(flows.v[0] - flows.v[1]).max() > 0.01
 
@@ -538,7 +543,7 @@ def test_failures_are_reported_and_leave_the_others_alone(small, method):
     kva = np.array([100.0, 200.0, 300.0, 400.0, 500.0, 600.0]) * DIRECTION
     bad = kva.copy()
     bad[[1, 3, 4]] = 1e5 * DIRECTION, complex(np.nan, 0), complex(np.inf, 0)
-    solve = solver(small, method, tol=1e-10, max_iterations=100)
+    solve = functools.partial(solver(method, tol=1e-10, max_iterations=100), small)
     good_flows, flows = solve(loads_of(small, kva)), solve(loads_of(small, bad))
     impossible = method == "newton" and bool(flows.converged[1])  # it may find the impedance far below the limits
     assert flows.converged.tolist() == [True, impossible, True, False, False, True]

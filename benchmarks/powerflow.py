@@ -33,7 +33,7 @@ TOLERANCE = {"float64": 1e-8, "float32": 1e-6}
 def draw(grid: gridjax.Grid, key: jax.Array, count: int) -> gridjax.OperatingPoint:
     """Scenarios of independent loads between 50 and 150 %."""
     nominal = jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), grid.nominal)
-    scale = jax.random.uniform(key, nominal.load_kw.shape, minval=0.5, maxval=1.5, dtype=nominal.load_kw.dtype)
+    scale = jax.random.uniform(key, nominal.load_kw.shape, minval=0.5, maxval=1.5).astype(nominal.load_kw.dtype)
     return nominal.replace(load_kw=nominal.load_kw * scale, load_kvar=nominal.load_kvar * scale)
 
 

@@ -49,7 +49,7 @@ from gridjax.admittance import (
     primitive,
     winding_admittance,
 )
-from gridjax.feeder import Feeder
+from gridjax.feeder import Capacitor, Feeder, split_terminal
 from gridjax.layout import KINDS, Group, Layout, Parameters, Shape, lay_out, rated_volts
 from gridjax.powerflow.injections import Laws
 from gridjax.validate import check
@@ -157,6 +157,7 @@ class Grid:
     step_re: jax.Array
     step_im: jax.Array
     step_bank: jax.Array
+    series_bank: jax.Array  # (banks,) 1.0 where a bank stands between two buses
     node_place: jax.Array
     node_volts: jax.Array
     bus_phases: jax.Array
@@ -263,6 +264,7 @@ def assemble(layout: Layout, parameters: Parameters) -> Grid:
         step_re=steps.real,
         step_im=steps.imag,
         step_bank=jnp.asarray(layout.step_bank),
+        series_bank=jnp.asarray([float(_in_series(c)) for c in layout.feeder.capacitors]),
         node_place=jnp.asarray(layout.node_place),
         node_volts=volts,
         bus_phases=_bus_phases(layout),
@@ -503,6 +505,11 @@ def _tap_slots(layout: Layout, parameters: Parameters) -> Taps:
         regulator=jnp.full(np.prod(shape), s.regulators).at[at].set(regulator).reshape(shape),
         reference=reference.reshape(shape),
     )
+
+
+def _in_series(bank: Capacitor) -> bool:
+    """Whether a bank carries current to another bus, not to ground."""
+    return bank.bus2 is not None and any(split_terminal(bank.bus2)[1])
 
 
 def _steps(layout: Layout, parameters: Parameters, base: jax.Array) -> jax.Array:

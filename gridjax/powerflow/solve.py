@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import flax.struct
 import jax
@@ -59,7 +60,9 @@ def solve(
       max_iterations: None is 100 sweeps or 30 Newton steps. Static.
 
     Returns:
-      The power flow. A scenario that does not converge says so and leaves the others of a batch untouched.
+      The power flow. A scenario that does not converge says so and leaves the others of a batch untouched. One in
+      which a capacitor bank between two buses has no step in service is never reported as converged, since what
+      hangs behind it may be without voltage: take such a bank out of the feeder instead.
 
     Raises:
       ValueError: an unknown method, a tolerance that is not positive, or fields of the wrong shape.
@@ -77,6 +80,7 @@ def solve(
     tol = max(tol, 4 * float(jnp.finfo(grid.zones.z_uu.dtype).eps))
     inputs = prepare(grid, point)
     state, iterations, residual = _root(grid, inputs, method, tol, limit)
+    residual = jnp.where(_lost_series_bank(grid, point), jnp.inf, residual)
     v = _node_voltages(grid, inputs, state)
     return PowerFlow(
         v=v[..., 0],
@@ -96,6 +100,15 @@ def _check_shapes(grid: Grid, point: OperatingPoint) -> None:
             )
 
 
+def _lost_series_bank(grid: Grid, point: OperatingPoint) -> jax.Array:
+    """Whether a bank between two buses has no step in service: what hangs behind it has no voltage then."""
+    banks = grid.series_bank.shape[0]
+    if not banks:
+        return jnp.zeros((), bool)
+    steps = jnp.zeros(banks, point.capacitor.dtype).at[grid.step_bank].add(jnp.abs(point.capacitor))
+    return jnp.any((grid.series_bank > 0) & (steps == 0))
+
+
 def _root(grid: Grid, inputs: Inputs, method: str, tol: float, limit: int):
     """The state that a sweep leaves as it is, by the chosen method, with implicit derivatives.
 
@@ -112,12 +125,13 @@ def _root(grid: Grid, inputs: Inputs, method: str, tol: float, limit: int):
     def _(primals, tangents):
         state, iterations, residual = root(*primals)
         _, right = jax.jvp(lambda g, i: sweep(g, i, state).state, primals, tangents)
-        _, step = jax.linearize(lambda s: sweep(*primals, s).state, state)
+        linearized: Any = jax.linearize(lambda s: sweep(*primals, s).state, state)
         # As one vector: a feeder without taps has an empty part, which linear solves do not transpose.
-        flat, unravel = ravel_pytree(right)
+        flat, to_state = ravel_pytree(right)
+        unravel: Any = to_state
 
         def matvec(d):
-            return d - ravel_pytree(step(unravel(d)))[0]  # pyright: ignore[reportCallIssue]
+            return d - ravel_pytree(linearized[1](unravel(d)))[0]
 
         tangent = unravel(jax.lax.custom_linear_solve(matvec, flat, _krylov, _krylov))
         no_tangents = np.zeros(iterations.shape, jax.dtypes.float0), jnp.zeros_like(residual)

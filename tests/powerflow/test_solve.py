@@ -583,3 +583,16 @@ def test_wrong_calls_say_what_to_do(small):
         wrong = n.replace(**{name: jnp.ones((2, *getattr(n, name).shape))})
         with pytest.raises(ValueError, match=rf"point.{name} has shape \(2, .*needs .*jax.vmap\(gridjax.solve"):
             gridjax.solve(small, wrong)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_hangs_behind_an_open_series_bank_is_not_invented(method):
+    feeder = every_element_feeder()
+    series = np.array([c.bus2 is not None and not c.bus2.endswith(".0") for c in feeder.capacitors for _ in c.kvar])
+    assert series.any()
+    grid = gridjax.compile(feeder)
+    opened = grid.nominal.replace(capacitor=jnp.where(series, 0.0, grid.nominal.capacitor))
+    flow = gridjax.solve(grid, opened, method=method)
+    assert not flow.converged
+    assert flow.residual == jnp.inf
+    assert gridjax.solve(grid, grid.nominal, method=method).converged

@@ -125,7 +125,8 @@ def _root(grid: Grid, inputs: Inputs, method: str, tol: float, limit: int):
     def _(primals, tangents):
         state, iterations, residual = root(*primals)
         _, right = jax.jvp(lambda g, i: sweep(g, i, state).state, primals, tangents)
-        linearized: Any = jax.linearize(lambda s: sweep(*primals, s).state, state)
+        at_grid, at_inputs = primals
+        linearized: Any = jax.linearize(lambda s: sweep(at_grid, at_inputs, s).state, state)
         # As one vector: a feeder without taps has an empty part, which linear solves do not transpose.
         flat, to_state = ravel_pytree(right)
         unravel: Any = to_state

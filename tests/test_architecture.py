@@ -23,7 +23,8 @@ ALLOWED = {
     "feeders": {"feeder", "io"},
     "powerflow.injections": {"feeder"},
     "layout": {"feeder", "admittance", "generation", "partition", "powerflow.injections"},
-    "grid": {"feeder", "admittance", "layout", "powerflow.injections", "validate"},
+    "branches": {"feeder", "admittance", "layout"},
+    "grid": {"feeder", "admittance", "branches", "layout", "powerflow.injections", "validate"},
     "powerflow": {"grid", "powerflow", "powerflow.injections", "admittance"},
 }
 

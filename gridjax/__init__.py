@@ -8,9 +8,10 @@ Everything after `compile` composes with `jax.jit`, `jax.vmap` and `jax.grad`. S
 """
 
 from gridjax import feeders
+from gridjax.assembly import assemble, compile
 from gridjax.feeder import Feeder
 from gridjax.graph import distance_km, to_networkx
-from gridjax.grid import Grid, OperatingPoint, assemble, compile
+from gridjax.grid import Grid, OperatingPoint
 from gridjax.io.json import read_json, write_json
 from gridjax.io.opendss import read_opendss, write_opendss
 from gridjax.layout import Layout, Parameters, lay_out

@@ -1,6 +1,6 @@
 """The parts of a grid that only results need: primitive matrices on common axes, ratings, what taps and steps change.
 
-The functions run under `gridjax.grid.assemble`, in jnp, on the primitive matrices that it has computed.
+The functions run under `gridjax.assembly.assemble`, in jnp, on the primitive matrices that it has computed.
 """
 
 from __future__ import annotations

@@ -28,9 +28,10 @@ from rich.text import Text
 
 from gridjax import feeders as shipped
 from gridjax import report, scenarios
+from gridjax.assembly import compile
 from gridjax.drawing import printable
 from gridjax.feeder import Feeder
-from gridjax.grid import Grid, compile
+from gridjax.grid import Grid
 from gridjax.io.json import read_json, write_json
 from gridjax.io.opendss import read_opendss, write_opendss
 from gridjax.powerflow import results

@@ -1,13 +1,12 @@
 """From tables to indices: the host half of `compile`.
 
 `lay_out(feeder)` decides everything that depends on the topology alone: which node is where in which zone, which
-device's phase sits in which port, which zone hangs at which. The numbers (impedances, ratings, laws) go to
-`Parameters`, a pytree, from which `gridjax.grid.assemble` makes the operators. Vocabulary of a zone's *slots*:
+device's phase sits in which port, which zones make up which larger ones. The numbers (impedances, ratings, laws) go to
+`Parameters`, a pytree, from which `gridjax.assembly.assemble` makes the operators. Vocabulary:
 
-- a *unit* is one phase of one device (load, generator, capacitor, further source): it sees the voltage between
-  two nodes in per unit of its own rating, and injects a current;
-- a *tap* is one phase of a regulated winding (see `gridjax.grid`);
-- a *child* is a zone that hangs at one of this zone's buses.
+- a *slot* of a zone is where a current depends on a voltage: one phase of a device (a *unit*: load, generator,
+  capacitor, further source) between two nodes, or one of the two slots of a *tap*, a phase of a regulated winding;
+- a *tier* is a generation of zones: those of the lowest hold the circuit, those of the next hold zones.
 """
 
 from __future__ import annotations
@@ -25,10 +24,11 @@ from gridjax import feeder as tables
 from gridjax.admittance import capacitor_pairs, describe
 from gridjax.feeder import Feeder, split_terminal
 from gridjax.generation import pv_power, storage_power
-from gridjax.partition import Partition, partition
+from gridjax.partition import Limits, Partition, Zone, hierarchy, partition
 from gridjax.powerflow.injections import IMPEDANCE, Laws, generator_law, load_law
 
 Values = Any  # NumPy arrays as `lay_out` makes them, jax.Array or tracers from then on
+ZONES_OF_A_ZONE = 8
 KINDS = ("sources", "lines", "switches", "transformers", "capacitors", "reactors", "admittances")
 
 
@@ -53,7 +53,8 @@ class Group:
 class Tapped:
     """The phases of regulated windings that share a group and a winding number; arrays (phases,).
 
-    `member` is the place in the group, `phase` the transformer's phase, `volts` the winding's rating across it.
+    `member` is the place in the group, `phase` the transformer's phase, `volts` and `va` the winding's rating across
+    it, `slot` the first of its two slots.
     """
 
     group: int
@@ -62,23 +63,23 @@ class Tapped:
     member: np.ndarray
     phase: np.ndarray
     zone: np.ndarray
-    slot: np.ndarray
     volts: np.ndarray
+    va: np.ndarray
+    slot: np.ndarray
 
 
 @dataclass(frozen=True)
-class Levels:
-    """The tree of zones, level by level, padded to one width; `zones` (the count) stands for no zone.
+class Tier:
+    """Zones made of the zones of the tier below, padded to one size.
 
-    A *position* is a place within its level.
+    In a zone, interior nodes are numbered first, then those of the boundary buses, then the ground.
     """
 
-    zone: np.ndarray  # (levels, width)
-    child: np.ndarray  # (levels, width, children) position in the next level, `width` where there is none
-    parent: np.ndarray  # (levels, width) position in the level before
-    slot: np.ndarray  # (levels, width) which child of its parent
-    place: np.ndarray  # (zones,) level * width + position
-    head_local: np.ndarray  # (levels, width, heads) the head's local numbers in the parent zone
+    member: np.ndarray  # (zones, members) zones of the tier below, 0 where there is none
+    place: np.ndarray  # (zones below,) position in the flattened (zones, members)
+    local: np.ndarray  # (zones, members, boundary below) where the members' boundary nodes are, ground if none
+    last: np.ndarray  # (zones, boundary) the last node of the same boundary bus
+    filled: np.ndarray  # (zones, interior) whether there is such a node
 
 
 @dataclass(frozen=True)
@@ -86,19 +87,22 @@ class Shape:
     """The static sizes of a grid: equal shapes mean one compilation."""
 
     nodes: int  # of the feeder
-    units: int  # slots a zone, likewise below
-    taps: int
-    children: int
-    heads: int
+    slots: int  # of a zone, likewise below
     interior: int
-    tap_depth: int
+    boundary: int
     exponents: bool
     cutoffs: bool
     loads: int
     generators: int
+    banks: int
     regulators: int
     steps: int
     sources: int
+
+    @property
+    def devices(self) -> int:
+        """Loads and generators, then banks, then regulators: the order of a slot's device."""
+        return self.loads + self.generators
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,18 +114,17 @@ class Layout:
     groups: tuple[Group, ...]
     partition: Partition
     node_volts: np.ndarray  # (nodes + 1,), the ground's is 1
-    node_place: np.ndarray  # (nodes,) position in the flattened (zones, interior)
-    unit_place: np.ndarray  # (all units,) position in the flattened (zones, units)
+    node_place: np.ndarray  # (nodes,) position in the flattened (zones, interior + boundary)
+    unit_place: np.ndarray  # (all units,) position in the flattened (zones, slots)
     unit_nodes: np.ndarray  # (all units, 2) global nodes
     unit_local: np.ndarray  # (all units, 2) local numbers
     unit_device: np.ndarray  # (all units,) loads, then generators, then capacitors, then sources
     unit_share: np.ndarray  # (all units,) 1/phases of loads and generators, 1 of capacitors, 0 of sources
     unit_phase: np.ndarray  # (all units,)
     taps: tuple[Tapped, ...]
-    levels: Levels
-    head_count: np.ndarray  # (zones,) nodes of each head
-    drops: np.ndarray | None  # (zones + 1, size, size), see `_drops`; None without switches
-    child_local: np.ndarray  # (zones, children, heads) local numbers
+    tiers: tuple[Tier, ...]  # above the lowest
+    last: np.ndarray  # (zones, boundary) as in `Tier`
+    drops: np.ndarray | None  # (zones, size, size), see `_drops`; None without switches
     step_bank: np.ndarray  # (steps,)
 
     @property
@@ -301,32 +304,74 @@ def lay_out(feeder: Feeder, zone_ports: int = 24, zone_nodes: int = 512) -> tupl
             ports[x.buses[-1]] += 2 * feeder.transformers[x.row].phases
     sizes = [len(b.nodes) for b in feeder.buses] + [0]
     # A unit between two buses (a series capacitor) must lie in one zone: it is an element as well.
-    cut = partition([x.buses for x in elements], numbers.count, ports.tolist(), sizes, zone_ports, zone_nodes)
-    zones = _Zones(feeder, numbers, cut)
+    buses = [x.buses for x in elements]
+    stiff = [(x.buses[0], x.buses[-1]) for x in elements if x.kind == "switches"]
+    limits = Limits(zone_ports, zone_nodes)
+    cut = partition(buses, numbers.count, ports.tolist(), sizes, limits, stiff=stiff)
+    zones = _Zones(feeder, numbers, cut.zones)
+    upper = [zones]
+    tiers = []
+    for above in hierarchy(cut, numbers.count, sizes, ZONES_OF_A_ZONE)[1:]:
+        upper.append(_Zones(feeder, numbers, above.zones, upper[-1]))
+        tiers.append(_tier(upper[-2], upper[-1], above.zone_of_element))
     groups = _groups(elements, numbers, zones, cut)
-    taps = _taps(feeder, groups[0])
-    return _finish(feeder, numbers, cut, zones, groups, taps, units)
+    return _finish(feeder, numbers, cut, zones, tuple(tiers), groups, units)
 
 
 class _Zones:
-    """Local numbers: interior nodes, then heads, then the ground."""
+    """The nodes of a tier's zones and their local numbers: interior nodes, boundary nodes, then the ground."""
 
-    def __init__(self, feeder: Feeder, numbers: _Numbers, cut: Partition):
-        source_nodes = numbers.nodes(
-            [f"{split_terminal(feeder.sources[0].bus)[0]}.{n}" for n in split_terminal(feeder.sources[0].bus)[1]]
-        )
-        self.heads = [source_nodes if z.head == numbers.count else numbers.nodes_of_bus[z.head] for z in cut.zones]
-        self.inside = [[n for b in z.buses for n in numbers.nodes_of_bus[b]] for z in cut.zones]
-        self.n = max(map(len, self.inside))
-        self.h = max(map(len, self.heads))
+    def __init__(self, feeder: Feeder, numbers: _Numbers, zones: list[Zone], below: _Zones | None = None):
+        first = split_terminal(feeder.sources[0].bus)[1]
+        emf = [numbers.ground + 1 + k for k in range(len(first))]
+        nodes = [*numbers.nodes_of_bus, emf]
+        present = None if below is None else {n for boundary in below.boundary for n in boundary}
+        self.inside: list[list[int]] = []
+        self.boundary: list[list[int]] = []
+        self.last: list[list[int]] = []
+        for zone in zones:
+            tails = set(zone.tails)
+            inside = [n for b in zone.buses if b not in tails for n in nodes[b]]
+            self.inside.append([n for n in inside if present is None or n in present])
+            self.boundary.append([n for b in zone.boundary for n in nodes[b]])
+            ends = np.cumsum([len(nodes[b]) for b in zone.boundary]) - 1
+            self.last.append([int(e) for e, b in zip(ends, zone.boundary, strict=True) for _ in nodes[b]])
+        self.n = max(1, *map(len, self.inside))
+        self.h = max(map(len, self.boundary))
         self.ground = self.n + self.h
         self.local: list[dict[int, int]] = []
-        for i, (inside, head) in enumerate(zip(self.inside, self.heads, strict=True)):
+        for inside, boundary in zip(self.inside, self.boundary, strict=True):
             place = {node: k for k, node in enumerate(inside)}
-            if i > 0:  # the root's heads are the EMF, not nodes
-                place.update({node: self.n + k for k, node in enumerate(head)})
+            place.update({node: self.n + k for k, node in enumerate(boundary)})
             place[numbers.ground] = self.ground
             self.local.append(place)
+
+    def last_of(self) -> np.ndarray:
+        out = np.tile(np.arange(self.h), (len(self.last), 1))
+        for z, last in enumerate(self.last):
+            out[z, : len(last)] = last
+        return out
+
+
+def _tier(below: _Zones, zones: _Zones, zone_of_member: list[int]) -> Tier:
+    """How the zones `below` make up `zones`."""
+    members: list[list[int]] = [[] for _ in zones.inside]
+    for m, z in enumerate(zone_of_member):
+        members[z].append(m)
+    width = max(map(len, members))
+    out = Tier(
+        member=np.zeros((len(members), width), int),
+        place=np.zeros(len(zone_of_member), int),
+        local=np.full((len(members), width, below.h), zones.ground),
+        last=zones.last_of(),
+        filled=np.arange(zones.n) < np.array([len(inside) for inside in zones.inside])[:, None],
+    )
+    for z, ms in enumerate(members):
+        for k, m in enumerate(ms):
+            out.member[z, k] = m
+            out.place[m] = z * width + k
+            out.local[z, k, : len(below.boundary[m])] = [zones.local[z][n] for n in below.boundary[m]]
+    return out
 
 
 def _groups(
@@ -350,35 +395,31 @@ def _groups(
     return tuple(groups), tuple(params)
 
 
-def _taps(feeder: Feeder, groups: tuple[Group, ...]) -> list[Tapped]:
-    """The regulated windings' phases, numbered within their zones."""
+def _taps(feeder: Feeder, groups: tuple[Group, ...], used: list[int]) -> list[Tapped]:
+    """The regulated windings' phases; their slots follow those `used` already, which are counted on."""
     where = {
         feeder.transformers[row].name: (g, i)
         for g, group in enumerate(groups)
         if group.kind == "transformers"
         for i, row in enumerate(group.rows)
     }
-    used: dict[int, int] = {}
     found: dict[tuple[int, int], list[tuple]] = {}
     for r, regulator in enumerate(feeder.regulators):
         g, i = where[regulator.transformer]
         phases = feeder.transformers[groups[g].rows[i]].phases
         winding = feeder.transformers[groups[g].rows[i]].windings[regulator.winding - 1]
-        volts = rated_volts(winding.kv, phases, winding.connection)
+        rating = (rated_volts(winding.kv, phases, winding.connection), 1e3 * winding.kva / phases)
         zone = int(groups[g].zone[i])
         for k in range(phases):
-            slot = used.get(zone, 0)
-            used[zone] = slot + 1
-            found.setdefault((g, regulator.winding - 1), []).append((r, i, k, zone, slot, volts))
+            found.setdefault((g, regulator.winding - 1), []).append((r, i, k, zone, *rating, used[zone]))
+            used[zone] += 2
     return [Tapped(g, w, *(np.array(column) for column in zip(*rows, strict=True))) for (g, w), rows in found.items()]
 
 
-def _finish(feeder, numbers, cut, zones, grouped, taps, units) -> tuple[Layout, Parameters]:
+def _finish(feeder, numbers, cut, zones, tiers, grouped, units) -> tuple[Layout, Parameters]:
     """Numbers the slots and gathers the arrays."""
     groups, params = grouped
-    levels, child_local = _levels(cut, zones)
-    count = len(cut.zones)
-    used = [0] * count
+    used = [0] * len(cut.zones)
     place, nodes, local = [], [], []
     for u in units:
         pair = numbers.nodes(u.pair)
@@ -387,25 +428,21 @@ def _finish(feeder, numbers, cut, zones, grouped, taps, units) -> tuple[Layout, 
         used[zone] += 1
         nodes.append(pair)
         local.append([zones.local[zone][n] for n in pair])
+    taps = _taps(feeder, groups, used)
     width = max(1, *used)
-    in_zone: dict[int, set] = {}
-    for t in taps:
-        for member, zone in zip(t.member.tolist(), t.zone.tolist(), strict=True):
-            in_zone.setdefault(zone, set()).add((t.group, member))
     laws = {k: np.array([u.law[k] for u in units], float) for k in IMPEDANCE}
     shape = Shape(
-        nodes=numbers.ground, units=width, taps=max([int(t.slot.max()) + 1 for t in taps], default=0),
-        children=child_local.shape[1],
-        heads=zones.h, interior=zones.n,
-        tap_depth=min(max(map(len, in_zone.values()), default=0), 3),
+        nodes=numbers.ground, slots=width, interior=zones.n, boundary=zones.h,
         exponents=bool((laws["extra_p"] != 0).any() or (laws["extra_q"] != 0).any()),
         cutoffs=bool((laws["cutoff"] > 0).any()),
-        loads=len(feeder.loads), generators=len(generators(feeder)), regulators=len(feeder.regulators),
+        loads=len(feeder.loads), generators=len(generators(feeder)), banks=len(feeder.capacitors),
+        regulators=len(feeder.regulators),
         steps=sum(len(c.kvar) for c in feeder.capacitors), sources=len(feeder.sources),
     )  # fmt: skip
     node_place = np.zeros(numbers.ground, int)
-    for z, inside in enumerate(zones.inside):
-        node_place[inside] = z * zones.n + np.arange(len(inside))
+    for bus, z in cut.zone_of_bus.items():
+        inside = numbers.nodes_of_bus[bus]
+        node_place[inside] = [z * zones.ground + zones.local[z][n] for n in inside]
     layout = Layout(
         feeder=feeder, shape=shape, groups=groups, partition=cut,
         node_volts=np.array([1e3 * b.base_kv for b in feeder.buses for _ in b.nodes] + [1.0]),
@@ -416,8 +453,7 @@ def _finish(feeder, numbers, cut, zones, grouped, taps, units) -> tuple[Layout, 
         unit_device=np.array([u.device for u in units], int),
         unit_share=np.array([u.share for u in units], float),
         unit_phase=np.array([u.phase for u in units], int),
-        taps=tuple(taps), levels=levels, child_local=child_local,
-        head_count=np.array([len(h) for h in zones.heads]), drops=_drops(groups, zones, feeder),
+        taps=tuple(taps), tiers=tiers, last=zones.last_of(), drops=_drops(groups, zones, feeder),
         step_bank=np.array([i for i, c in enumerate(feeder.capacitors) for _ in c.kvar], int),
     )  # fmt: skip
     return layout, _parameters(feeder, params, laws, units)
@@ -427,8 +463,8 @@ def _drops(groups: tuple[Group, ...], zones: _Zones, feeder: Feeder) -> np.ndarr
     """The change of variables `v = T v'` which makes a switch's far end its near end plus a drop.
 
     Beside a switch of 1e-7 ohm the other admittances at its nodes would drown in the rounding of a nodal matrix; in
-    terms of drops the switch stands alone on the diagonal. T is (zones + 1, size, size) over interior, head and
-    ground nodes, the last zone standing for none. Switches between unequal voltage bases are left as they are.
+    terms of drops the switch stands alone on the diagonal. T is (zones, size, size) over interior, boundary and ground
+    nodes. Switches between unequal voltage bases are left as they are.
     """
     found = [g for g in groups if g.kind == "switches"]
     if not found:
@@ -443,7 +479,7 @@ def _drops(groups: tuple[Group, ...], zones: _Zones, feeder: Feeder) -> np.ndarr
                 if a and abs(a - b) < 1e-9 * a:
                     edges.setdefault(zone, []).append((int(local[k]), int(local[n + k])))
     size = zones.ground + 1
-    out = np.tile(np.eye(size), (len(zones.local) + 1, 1, 1))
+    out = np.tile(np.eye(size), (len(zones.local), 1, 1))
     for zone, pairs in edges.items():
         # Drops are counted from the heads where a switch touches one: heads are given, not solved for.
         graph = nx.Graph(pairs)
@@ -466,45 +502,6 @@ def _unit_zone(pair: list[int], numbers: _Numbers, cut: Partition, zones: _Zones
     buses = [numbers.bus_of_node[n] for n in pair if n != numbers.ground]
     candidates = {cut.zone_of_bus[b] for b in buses}
     return next(z for z in sorted(candidates, reverse=True) if all(n in zones.local[z] for n in pair))
-
-
-def _levels(cut: Partition, zones: _Zones) -> tuple[Levels, np.ndarray]:
-    """The tree by levels, and the local numbers of each zone's children's heads."""
-    count = len(cut.zones)
-    hung: list[list[int]] = [[] for _ in range(count)]
-    rank = np.zeros(count, int)  # which child of its parent
-    members: list[list[int]] = []
-    position = np.zeros(count, int)
-    for z, zone in enumerate(cut.zones):
-        if zone.parent >= 0:
-            rank[z] = len(hung[zone.parent])
-            hung[zone.parent].append(z)
-        if zone.level == len(members):
-            members.append([])
-        position[z] = len(members[zone.level])
-        members[zone.level].append(z)
-    children = max(1, *map(len, hung))
-    depth, width = len(members), max(map(len, members))
-    child_local = np.full((count, children, zones.h), zones.ground)
-    out = Levels(
-        zone=np.full((depth, width), count),
-        child=np.full((depth, width, children), width),
-        parent=np.zeros((depth, width), int),
-        slot=np.zeros((depth, width), int),
-        place=np.array([z.level * width + position[i] for i, z in enumerate(cut.zones)]),
-        head_local=np.full((depth, width, zones.h), zones.ground),
-    )
-    for z, zone in enumerate(cut.zones):
-        at = (zone.level, position[z])
-        out.zone[at] = z
-        for c, child in enumerate(hung[z]):
-            out.child[(*at, c)] = position[child]
-            head = [zones.local[z][n] for n in zones.heads[child]]
-            child_local[z, c, : len(head)] = head
-            below = (zone.level + 1, position[child])
-            out.parent[below], out.slot[below] = position[z], c
-            out.head_local[below][: len(head)] = head
-    return out, child_local
 
 
 def _parameters(feeder: Feeder, params, laws, units: list[_Unit]) -> Parameters:

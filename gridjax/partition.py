@@ -1,15 +1,16 @@
-"""Cutting a feeder into zones: the host half of what makes the sweep cheap.
+"""Cutting a circuit into zones: the host half of what makes the sweep cheap.
 
-A zone is a connected part of the circuit that hangs at one *head*: a bus of its parent zone, or the EMF of the
-first source for the root. Zones form a tree, whatever the circuit: loops, parallel lines and elements with
-many terminals stay inside one zone, because cuts are made only at articulation buses (Hopcroft and Tarjan,
-1973, by way of networkx). Each zone is later reduced to its ports; small zones make the dense blocks small,
-large zones make the tree shallow. Subtrees are closed greedily from the leaves once they exceed the limit.
+A zone is a connected part of the circuit. It meets the others at its *boundary* buses: its *head*, on the way to the
+source, and its *tails*, where other zones go on. Zones are made so that they have one tail at most (after G. N.
+Frederickson, 1985): then zones of zones have few boundary buses too, and the hierarchy over a feeder of any shape is
+shallow. Loops, parallel lines and elements with many terminals stay inside one zone, because cuts are made only at
+articulation buses (Hopcroft and Tarjan, 1973, by way of networkx). Subtrees are closed greedily from the leaves once
+they exceed the limits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import networkx as nx
@@ -17,17 +18,21 @@ import networkx as nx
 
 @dataclass
 class Zone:
-    """`head`: a bus index (of the parent zone); `buses`: interior buses; `level`: 0 for the root."""
+    """`head`: a boundary bus, or the root; `buses`: its other buses; `tails`: those where further zones hang."""
 
     head: int
     buses: list[int]
-    parent: int = -1
-    level: int = 0
+    tails: list[int]
+
+    @property
+    def boundary(self) -> list[int]:
+        """The buses at which the zone meets others."""
+        return [self.head, *self.tails]
 
 
 @dataclass
 class Partition:
-    """Zones ordered by level; `zone_of_bus` for interior buses, `zone_of_element` in the order given."""
+    """Zones, the first at the root; `zone_of_bus`: the zone of which a bus is no head; `zone_of_element`."""
 
     zones: list[Zone]
     zone_of_bus: dict[int, int]
@@ -36,14 +41,32 @@ class Partition:
 
 @dataclass
 class _Block:
-    """A biconnected component hung at `top`; `ports`, `nodes`: what of its subtree is not in a closed zone."""
+    """A biconnected component hung at `top`; `ports`, `nodes`, `tails`: what of its subtree is not in a closed zone."""
 
     top: int
     buses: list[int]
+    own: int = 0
     ports: int = 0
     nodes: int = 0
+    tails: int = 0
     zone: int = -1
-    kept: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a zone should hold at most; a loop too large for it makes a larger zone."""
+
+    ports: int
+    nodes: int
+    tails: int = 1
+
+    def allow(self, blocks: Collection[_Block], ports: int = 0, nodes: int = 0, tails: int = 0) -> bool:
+        """Whether a zone may hold the blocks and so much more."""
+        return (
+            sum(b.ports for b in blocks) + ports <= self.ports
+            and sum(b.nodes for b in blocks) + nodes <= self.nodes
+            and sum(b.tails for b in blocks) + tails <= self.tails
+        )
 
 
 def _blocks(graph: nx.Graph, root: int) -> tuple[list[_Block], dict[int, int], list[int]]:
@@ -70,22 +93,16 @@ def _blocks(graph: nx.Graph, root: int) -> tuple[list[_Block], dict[int, int], l
     return blocks, inside, order
 
 
-def _close(children: list[_Block], room: tuple[int, int], width: int, limits: tuple[int, int]):
+def _close(children: list[_Block], width: int, own: tuple[int, int], limits: Limits):
     """Which of the subtrees at a bus stay open, and how the others are packed into zones."""
-    children = sorted(children, key=lambda b: (b.ports, b.nodes))
-    if sum(b.ports for b in children) <= room[0] and sum(b.nodes for b in children) <= room[1]:
-        return children, []
     kept: list[_Block] = []
-    ports, nodes = width, 0
-    while children and ports + children[0].ports <= room[0] and nodes + children[0].nodes <= room[1]:
-        block = children.pop(0)
-        ports, nodes = ports + block.ports, nodes + block.nodes
-        kept.append(block)
+    rest = sorted(children, key=lambda b: (b.tails, b.ports, b.nodes))
+    while rest and limits.allow([*kept, rest[0]], own[0] + width, own[1], 1):
+        kept.append(rest.pop(0))
     bins: list[list[_Block]] = []
-    for block in reversed(children):  # first fit, decreasing
+    for block in reversed(rest):  # first fit, decreasing
         for group in bins:
-            fits_ports = sum(b.ports for b in group) + block.ports <= limits[0]
-            if fits_ports and sum(b.nodes for b in group) + block.nodes <= limits[1]:
+            if limits.allow([*group, block]):
                 group.append(block)
                 break
         else:
@@ -93,26 +110,37 @@ def _close(children: list[_Block], room: tuple[int, int], width: int, limits: tu
     return kept, bins
 
 
+@dataclass
+class _Cut:
+    """Blocks closed into zones, each with its head, and those that stayed open at a bus."""
+
+    closed: list[tuple[int, list[_Block]]] = field(default_factory=list)
+    open_at: dict[int, list[_Block]] = field(default_factory=dict)
+    tails: set[int] = field(default_factory=set)
+
+
 def partition(
     elements: Sequence[tuple[int, ...]],
     root: int,
     bus_ports: Sequence[int],
     bus_nodes: Sequence[int],
-    max_ports: int = 24,
-    max_nodes: int = 128,
+    limits: Limits,
+    element_ports: Sequence[int] | None = None,
+    stiff: Collection[tuple[int, int]] = (),
 ) -> Partition:
-    """Cuts the circuit into a tree of zones.
+    """Cuts the circuit into zones.
 
     Args:
-      elements: the buses that each linear element touches (shunts touch one).
+      elements: the buses that each element touches (shunts touch one).
       root: the index of the bus that stands for the first source's EMF.
-      bus_ports: ports (nonlinear devices' phases, tap changers) at each bus.
-      bus_nodes: nodes of each bus.
-      max_ports: ports a zone should hold; a loop too large for it makes a larger zone.
-      max_nodes: the same for nodes.
+      bus_ports: ports (nonlinear devices' phases) at each bus.
+      bus_nodes: nodes of each bus; a boundary bus counts as so many ports.
+      limits: what a zone should hold.
+      element_ports: ports of each element, 0 if None.
+      stiff: pairs of buses that shall not bound one zone together.
 
     Returns:
-      The zones in the order of their levels. Every bus must be connected to the root.
+      The zones. Every bus must be connected to the root.
     """
     graph = nx.Graph()
     graph.add_node(root)
@@ -120,64 +148,93 @@ def partition(
         distinct = sorted(set(buses))
         graph.add_edges_from((a, b) for i, a in enumerate(distinct) for b in distinct[i + 1 :])
     blocks, inside, order = _blocks(graph, root)
+    block_of = [_block_of(buses, blocks, inside) for buses in elements]
+    for block, ports in zip(block_of, element_ports or (), strict=bool(element_ports)):
+        blocks[block].own += ports
     hanging: dict[int, list[_Block]] = {}
     for block in blocks:
         hanging.setdefault(block.top, []).append(block)
 
-    closed: list[tuple[int, list[_Block]]] = []
-    open_at: dict[int, list[_Block]] = {}
-    settled: dict[int, tuple[int, int]] = {}  # open ports and nodes at and below a bus
-    limits = (max_ports, max_nodes)
+    partners: dict[int, list[int]] = {}
+    for a, b in stiff:
+        partners.setdefault(a, []).append(b)
+        partners.setdefault(b, []).append(a)
+    cut = _Cut()
+    settled: dict[int, tuple[int, int, int]] = {}  # open ports, nodes and tails at and below a bus
     for bus in reversed(order):
         children = hanging.get(bus, [])
         for block in children:
-            block.ports = sum(settled[b][0] for b in block.buses)
-            block.nodes = sum(settled[b][1] for b in block.buses)
+            below = [settled[b] for b in block.buses]
+            block.ports, block.nodes, block.tails = (sum(column) for column in zip(*below, strict=True))
+            block.ports += block.own
         if bus == root:
-            closed.append((bus, children))
+            cut.closed.append((bus, children))
             break
-        room = (max_ports - bus_ports[bus], max_nodes - bus_nodes[bus])
-        kept, bins = _close(children, room, bus_nodes[bus], limits)
-        open_at[bus] = kept
-        closed.extend((bus, group) for group in bins)
+        own = (bus_ports[bus], bus_nodes[bus])
+        if cut.tails.intersection(partners.get(bus, ())) or limits.allow(children, *own):
+            kept, bins = children, []
+        else:
+            kept, bins = _close(children, bus_nodes[bus], own, limits)
+        cut.open_at[bus] = kept
+        cut.closed.extend((bus, group) for group in bins)
+        if bins:
+            cut.tails.add(bus)
         settled[bus] = (
-            bus_ports[bus] + sum(b.ports for b in kept) + bus_nodes[bus] * len(bins),
-            bus_nodes[bus] + sum(b.nodes for b in kept),
+            own[0] + sum(b.ports for b in kept) + bus_nodes[bus] * bool(bins),
+            own[1] + sum(b.nodes for b in kept),
+            sum(b.tails for b in kept) + bool(bins),
         )
-    return _collect(closed, open_at, inside, blocks, elements)
+    zones, zone_of_bus = _collect(cut)
+    return Partition(zones, zone_of_bus, [blocks[b].zone for b in block_of])
 
 
-def _collect(closed, open_at, inside, blocks, elements) -> Partition:
-    """Lists the buses of each zone, orders the zones by level, and finds each element's zone."""
+def _block_of(buses: tuple[int, ...], blocks: list[_Block], inside: dict[int, int]) -> int:
+    """An element lies in the block in which all its buses but possibly the top one are interior."""
+    candidates = sorted({inside[b] for b in buses if b in inside})
+    return next(c for c in candidates if all(inside.get(b) == c or blocks[c].top == b for b in buses))
+
+
+def _collect(cut: _Cut) -> tuple[list[Zone], dict[int, int]]:
+    """Lists the buses of each zone."""
     zones: list[Zone] = []
     zone_of_bus: dict[int, int] = {}
-    for head, group in reversed(closed):  # root first; a head's zone stands before the zones at it
-        zone = Zone(head=head, buses=[])
+    for head, group in reversed(cut.closed):  # root first
+        zone = Zone(head=head, buses=[], tails=[])
         stack = list(group)
         while stack:
             block = stack.pop()
             block.zone = len(zones)
             for bus in block.buses:
                 zone.buses.append(bus)
+                if bus in cut.tails:
+                    zone.tails.append(bus)
                 zone_of_bus[bus] = len(zones)
-                stack.extend(open_at[bus])
+                stack.extend(cut.open_at[bus])
         zones.append(zone)
-    for zone in zones[1:]:
-        zone.parent = zone_of_bus[zone.head]
-        zone.level = zones[zone.parent].level + 1
-    rank = sorted(range(len(zones)), key=lambda z: zones[z].level)
-    new = {old: i for i, old in enumerate(rank)}
-    zone_of_element = []
-    for buses in elements:
-        # An element lies in the block in which all its buses but possibly the top one are interior.
-        candidates = {inside[b] for b in buses if b in inside}
-        block = next(blocks[c] for c in candidates if all(inside.get(b) == c or blocks[c].top == b for b in buses))
-        zone_of_element.append(new[block.zone])
-    ordered = [zones[old] for old in rank]
-    for zone in ordered:
-        zone.parent = new[zone.parent] if zone.parent >= 0 else -1
-    return Partition(
-        zones=ordered,
-        zone_of_bus={bus: new[z] for bus, z in zone_of_bus.items()},
-        zone_of_element=zone_of_element,
-    )
+    return zones, zone_of_bus
+
+
+def hierarchy(first: Partition, root: int, bus_nodes: Sequence[int], members: int) -> list[Partition]:
+    """Zones of zones, tier by tier, up to one that holds all.
+
+    Args:
+      first: the zones of the lowest tier.
+      root: as in `partition`.
+      bus_nodes: as in `partition`.
+      members: how many zones make up one of the next tier, about.
+
+    Returns:
+      The partitions from the lowest tier up; the elements of each are the zones of the one before.
+    """
+    tiers = [first]
+    while len(tiers[-1].zones) > 1:
+        zones = tiers[-1].zones
+        # A bus of its own makes a zone that touches one bus a branch, which can be packed with others.
+        own = range(len(bus_nodes), len(bus_nodes) + len(zones))
+        elements = [(*zone.boundary, private) for zone, private in zip(zones, own, strict=True)]
+        limits = Limits(members, 10**9) if len(zones) > 2 * members else Limits(10**9, 10**9)
+        nodes = [*bus_nodes, *(0 for _ in zones)]
+        tiers.append(partition(elements, root, [0] * len(nodes), [0] * len(nodes), limits, [1] * len(zones)))
+        for zone in tiers[-1].zones:
+            zone.buses = [b for b in zone.buses if b < len(bus_nodes)]
+    return tiers

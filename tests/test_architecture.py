@@ -24,8 +24,9 @@ ALLOWED = {
     "powerflow.injections": {"feeder"},
     "layout": {"feeder", "admittance", "generation", "partition", "powerflow.injections"},
     "branches": {"feeder", "admittance", "layout"},
-    "grid": {"feeder", "admittance", "branches", "layout", "powerflow.injections", "validate"},
+    "grid": {"branches", "layout", "powerflow.injections"},
     "powerflow": {"grid", "powerflow", "powerflow.injections", "admittance"},
+    "assembly": {"feeder", "admittance", "branches", "grid", "layout", "powerflow", "powerflow.injections", "validate"},
 }
 
 

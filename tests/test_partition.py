@@ -1,4 +1,4 @@
-"""Cutting into zones: the tree's shape for any circuit, and answers that do not depend on the cuts."""
+"""Cutting into zones, and zones of zones, for any circuit; answers that do not depend on the cuts."""
 
 import itertools
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import gridjax
 from gridjax.feeder import Bus, Feeder, LineCode, Load, SequenceCode, Source, Switch
 from gridjax.feeder import Line as FeederLine
-from gridjax.partition import partition
+from gridjax.partition import Limits, hierarchy, partition
 
 DERANDOMIZED = settings(max_examples=150, deadline=None, derandomize=True)
 
@@ -45,20 +45,19 @@ def blocks_of(elements) -> list[set[int]]:
 
 @DERANDOMIZED
 @given(circuits())
-def test_zones_form_a_tree_and_share_out_buses_and_elements(circuit):
+def test_zones_share_out_buses_and_elements(circuit):
     elements, root, ports, nodes = circuit
-    for limits in ((1, 1), (6, 12), (24, 500)):
-        cut = partition(elements, root, ports, nodes, *limits)
+    for limits in (Limits(1, 1), Limits(6, 12), Limits(24, 500)):
+        cut = partition(elements, root, ports, nodes, limits)
         inside = [bus for zone in cut.zones for bus in zone.buses]
         assert sorted(inside) == list(range(root))
         assert cut.zone_of_bus == {bus: z for z, zone in enumerate(cut.zones) for bus in zone.buses}
-        assert (cut.zones[0].head, cut.zones[0].parent, cut.zones[0].level) == (root, -1, 0)
-        for z, zone in enumerate(cut.zones[1:], start=1):
+        assert cut.zones[0].head == root
+        for z, zone in enumerate(cut.zones):
             assert zone.buses
-            assert 0 <= zone.parent < z  # parents come first: no cycles
-            assert zone.head in cut.zones[zone.parent].buses
-            assert zone.level == cut.zones[zone.parent].level + 1
-        assert [zone.level for zone in cut.zones] == sorted(zone.level for zone in cut.zones)
+            assert set(zone.tails) == {other.head for other in cut.zones[1:]} & set(zone.buses)
+            if z:
+                assert zone.head in cut.zones[cut.zone_of_bus[zone.head]].tails
         for buses, z in zip(elements, cut.zone_of_element, strict=True):
             assert set(buses) <= {*cut.zones[z].buses, cut.zones[z].head}
 
@@ -66,37 +65,59 @@ def test_zones_form_a_tree_and_share_out_buses_and_elements(circuit):
 @DERANDOMIZED
 @given(circuits())
 def test_a_zone_is_within_its_limits_unless_a_loop_fills_it(circuit):
-    """Ports are the devices' at its buses, and the nodes of every bus at which another zone hangs."""
+    """Ports are the devices' at its buses, and the nodes of every tail."""
     elements, root, ports, nodes = circuit
     loops = [block for block in blocks_of(elements) if len(block) > 2]
-    for max_ports, max_nodes in ((10, 10), (24, 40)):
-        cut = partition(elements, root, ports, nodes, max_ports, max_nodes)
-        heads = {zone.head for zone in cut.zones[1:]}
-        for zone in cut.zones:
+    for limits in (Limits(10, 10), Limits(24, 40)):
+        for zone in partition(elements, root, ports, nodes, limits).zones:
             if any(loop <= {*zone.buses, zone.head} for loop in loops):
                 continue
-            # A second zone at a head counts as well, but cannot always be avoided.
-            assert sum(ports[b] + nodes[b] * (b in heads) for b in zone.buses) <= max_ports
-            assert sum(nodes[b] for b in zone.buses) <= max_nodes
+            assert sum(ports[b] + nodes[b] * (b in zone.tails) for b in zone.buses) <= limits.ports
+            assert sum(nodes[b] for b in zone.buses) <= limits.nodes
+            assert len(zone.tails) <= 1
+
+
+@DERANDOMIZED
+@given(circuits())
+def test_zones_of_zones_lead_to_one(circuit):
+    elements, root, ports, nodes = circuit
+    tiers = hierarchy(partition(elements, root, ports, nodes, Limits(4, 6)), root, nodes, 3)
+    assert len(tiers[-1].zones) == 1
+    assert (tiers[-1].zones[0].head, tiers[-1].zones[0].tails) == (root, [])
+    for below, above in itertools.pairwise(tiers):
+        assert len(above.zones) < len(below.zones)
+        assert len(above.zone_of_element) == len(below.zones)
+        for zone, z in zip(below.zones, above.zone_of_element, strict=True):
+            known = {*above.zones[z].buses, above.zones[z].head}
+            assert set(zone.boundary) <= known  # so the members' boundaries are nodes of the zone that holds them
+
+
+def test_stiff_pairs_do_not_bound_a_zone_together():
+    path = [(9, 0), *((i, i + 1) for i in range(8))]
+    args = (path, 9, [1] * 9 + [0], [1] * 9 + [0], Limits(3, 100))
+    free = {zone.head for zone in partition(*args).zones}
+    assert 5 in free
+    together = {zone.head for zone in partition(*args, stiff=[(4, 5), (5, 6)]).zones}
+    assert not {4, 5} <= together
+    assert not {5, 6} <= together
 
 
 def test_a_path_is_cut_evenly():
     elements = [(9, 0), *((i, i + 1) for i in range(8))]
-    cut = partition(elements, 9, [1] * 9 + [0], [1] * 9 + [0], 3, 100)
-    assert [zone.head for zone in cut.zones] == [9, *sorted(zone.head for zone in cut.zones[1:])]
-    assert all(len(zone.buses) <= 3 for zone in cut.zones[1:])
+    cut = partition(elements, 9, [1] * 9 + [0], [1] * 9 + [0], Limits(3, 100))
+    assert all(len(zone.buses) <= 3 for zone in cut.zones)
     assert len(cut.zones) > 3
 
 
 def test_a_loop_is_never_cut():
     ring = [(6, 0), *((i, (i + 1) % 6) for i in range(6))]
-    cut = partition(ring, 6, [5] * 6 + [0], [3] * 6 + [0], 2, 2)
+    cut = partition(ring, 6, [5] * 6 + [0], [3] * 6 + [0], Limits(2, 2))
     assert {frozenset(zone.buses) for zone in cut.zones} == {frozenset({0}), frozenset(range(1, 6))}
 
 
 def test_one_zone_holds_all_when_there_is_room():
     elements = [(9, 0), *((i // 2, i) for i in range(1, 9))]
-    cut = partition(elements, 9, [1] * 9 + [0], [3] * 9 + [0], 1000, 1000)
+    cut = partition(elements, 9, [1] * 9 + [0], [3] * 9 + [0], Limits(1000, 1000))
     assert len(cut.zones) == 1
 
 
@@ -150,7 +171,7 @@ def answers(feeder: Feeder, limits) -> tuple[list[np.ndarray], set[int]]:
         flow = SOLVE(grid, point)
         assert flow.residual < 1e-12
         out.append(np.asarray(flow.v))
-        counts.add(grid.zones.z_uu.shape[0])
+        counts.add(grid.zones.u_ref.shape[0])
     return out, counts
 
 

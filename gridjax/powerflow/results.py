@@ -129,16 +129,16 @@ def source_power(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> jax.Arra
 
 
 def _unit_currents_pu(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> tuple[jax.Array, jax.Array]:
-    """Voltage and drawn current of every unit in pu of its rating, (zones, units); capacitors draw nothing here."""
+    """Voltage and drawn current of every unit in pu of its rating, (zones, slots); capacitors draw nothing here."""
     units, s = grid.units, grid.shape
     volts = _padded(flow) * grid.node_volts
     u = (volts[units.nodes[..., 0]] - volts[units.nodes[..., 1]]) / units.volts
     kva = grid.base_va / 1e3
     p = jnp.concatenate([point.load_kw, -point.generation_kw, jnp.zeros(1, point.load_kw.dtype)]) / kva
     q = jnp.concatenate([point.load_kvar, -point.generation_kvar, jnp.zeros(1, point.load_kw.dtype)]) / kva
-    share = jnp.where(units.is_bank > 0, 0.0, units.share)
+    device = jnp.minimum(units.device, s.devices)
     fp, fq = factors(units.laws, u.real**2 + u.imag**2, s.exponents, s.cutoffs)
-    y = jax.lax.complex(p[units.device] * share * fp, -q[units.device] * share * fq)
+    y = jax.lax.complex(p[device] * units.share * fp, -q[device] * units.share * fq)
     return u, y * u
 
 
@@ -150,8 +150,8 @@ def device_powers(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> tuple[j
     """
     s = grid.shape
     u, i = _unit_currents_pu(grid, point, flow)
-    count = s.loads + s.generators
-    s_unit = jnp.where((grid.units.is_bank > 0) | (grid.units.share == 0), 0.0, u * jnp.conj(i))
+    count = s.devices
+    s_unit = jnp.where(grid.units.share == 0, 0.0, u * jnp.conj(i))
     total = jnp.zeros(count + 1, s_unit.dtype).at[jnp.minimum(grid.units.device, count)].add(s_unit)
     total = total * grid.base_va / 1e3
     return total[: s.loads], -total[s.loads : count]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -9,15 +10,18 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
+from jax.custom_derivatives import SymbolicZero
 from jax.scipy.sparse.linalg import gmres
 
 from gridjax.grid import Grid, OperatingPoint
+from gridjax.powerflow.chord import rough
+from gridjax.powerflow.chunks import batched
 from gridjax.powerflow.newton import newton
-from gridjax.powerflow.sweep import Inputs, State, fixed_point, prepare, start, sweep
+from gridjax.powerflow.response import cotangent, tangent
+from gridjax.powerflow.sweep import Inputs, Solution, fixed_point, linear, node_voltages, prepare, slot_currents
 
-METHODS = {"sweep": fixed_point, "newton": newton}
-DEFAULT_ITERATIONS = {"sweep": 100, "newton": 30}
+FIELDS = tuple(OperatingPoint.__dataclass_fields__)
+DEFAULT_ITERATIONS = {"sweep": 100, "newton": 30, "auto": 100}
 
 
 @flax.struct.dataclass
@@ -53,11 +57,11 @@ def solve(
     Args:
       grid: a compiled feeder.
       point: the operating point; use `jax.vmap(solve, in_axes=(None, 0))` for many.
-      method: "sweep" (backward/forward sweep; fast where voltages hold up) or "newton" (Newton-Raphson; for
-        heavily loaded points). Static.
+      method: "sweep" (backward/forward sweep; fast where voltages hold up), "newton" (Newton-Raphson; for
+        heavily loaded points) or "auto" (sweeps, then Newton for what they did not solve). Static.
       tol: largest voltage change in per unit at which a scenario has converged; at least four units of the grid's
         precision (4.8e-7 in float32). Static.
-      max_iterations: None is 100 sweeps or 30 Newton steps. Static.
+      max_iterations: None is 100 sweeps or 30 Newton steps; with "auto" it limits the sweeps. Static.
 
     Returns:
       The power flow. A scenario that does not converge says so and leaves the others of a batch untouched. One in
@@ -77,17 +81,10 @@ def solve(
         raise ValueError(f"tol must be positive, not {tol}")
     _check_shapes(grid, point)
     limit = DEFAULT_ITERATIONS[method] if max_iterations is None else max_iterations
-    tol = max(tol, 4 * float(jnp.finfo(grid.zones.z_uu.dtype).eps))
-    inputs = prepare(grid, point)
-    state, iterations, residual = _root(grid, inputs, method, tol, limit)
+    tol = max(tol, 4 * float(jnp.finfo(grid.zones.u_ref.dtype).eps))
+    v, iterations, residual = _root(grid, point, method, tol, limit)
     residual = jnp.where(_lost_series_bank(grid, point), jnp.inf, residual)
-    v = _node_voltages(grid, inputs, state)
-    return PowerFlow(
-        v=v[..., 0],
-        converged=residual[0] <= tol,
-        iterations=iterations[0],
-        residual=residual[0],
-    )
+    return PowerFlow(v=v, converged=residual <= tol, iterations=iterations, residual=residual)
 
 
 def _check_shapes(grid: Grid, point: OperatingPoint) -> None:
@@ -109,36 +106,106 @@ def _lost_series_bank(grid: Grid, point: OperatingPoint) -> jax.Array:
     return jnp.any((grid.series_bank > 0) & (steps == 0))
 
 
-def _root(grid: Grid, inputs: Inputs, method: str, tol: float, limit: int):
-    """The state that a sweep leaves as it is, by the chosen method, with implicit derivatives.
+def _root(grid: Grid, point: OperatingPoint, method: str, tol: float, limit: int):
+    """Node voltages, iterations and residual of one scenario, with implicit derivatives.
 
-    With `s = sweep(s, parameters)`, the tangent solves `(1 - d sweep/d s) ds = d sweep/d parameters`. Everything is in
+    With `u = sweep(u, parameters)`, the tangent solves `(1 - d sweep/d u) du = d sweep/d parameters`. Everything is in
     real coordinates, so that nothing needs to be holomorphic.
     """
-    kernel = _batched(METHODS[method], tol, limit)
+    kernel = _batched(method, tol, limit)
 
     @jax.custom_jvp
-    def root(grid: Grid, inputs: Inputs):
-        return kernel(grid, inputs, start(grid, inputs.p.shape[-1]))
+    def root(grid, point):
+        v, u, iterations, residual = kernel(grid, _batch(point))
+        return v[0], u[0], iterations[0], residual[0]
 
-    @root.defjvp
-    def _(primals, tangents):
-        state, iterations, residual = root(*primals)
-        _, right = jax.jvp(lambda g, i: sweep(g, i, state).state, primals, tangents)
-        at_grid, at_inputs = primals
-        linearized: Any = jax.linearize(lambda s: sweep(at_grid, at_inputs, s).state, state)
-        # As one vector: a feeder without taps has an empty part, which linear solves do not transpose.
-        flat, to_state = ravel_pytree(right)
-        unravel: Any = to_state
-
-        def matvec(d):
-            return d - ravel_pytree(linearized[1](unravel(d)))[0]
-
-        tangent = unravel(jax.lax.custom_linear_solve(matvec, flat, _krylov, _krylov))
+    def rule(primals, tangents):
+        at_grid, at_point = primals
+        solution: Any = root(at_grid, at_point)
+        v, u, iterations, residual = solution
+        moved = lambda t: type(t) is not SymbolicZero  # noqa: E731
+        change = {k: getattr(tangents[1], k) for k in FIELDS}
+        change = {k: t for k, t in change.items() if moved(t) and t.size}
+        dv, du = _by_point(at_grid, at_point, u, change) if change else (jnp.zeros_like(v), jnp.zeros_like(u))
+        if any(moved(t) for t in jax.tree.leaves(tangents[0])):
+            by_grid = jax.tree.map(lambda t, a: t if moved(t) else _still(a), tangents[0], primals[0])
+            more = _by_anything(primals, (by_grid, _still(primals[1])), u)
+            dv, du = dv + more[0], du + more[1]
         no_tangents = np.zeros(iterations.shape, jax.dtypes.float0), jnp.zeros_like(residual)
-        return (state, iterations, residual), (tangent, *no_tangents)
+        return (v, u, iterations, residual), (dv, du, *no_tangents)
 
-    return root(grid, inputs)
+    root.defjvp(rule, symbolic_zeros=True)
+    solution: Any = root(grid, point)
+    v, _, iterations, residual = solution
+    return v, iterations, residual
+
+
+def _by_point(
+    grid: Grid, point: OperatingPoint, u: jax.Array, change: dict[str, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """The changes of v (nodes,) and u with that of some of the point's fields.
+
+    `y = 0 + T change` is written as the solution of a triangular system, for whose solution and transposed solution
+    JAX takes the batched kernels; derivatives of higher order see T in plain terms.
+    """
+    whole = lambda part: _still(point).replace(**part)  # noqa: E731
+
+    def matvec(x):
+        dv, du = _by_anything((grid, point), (_still(grid), whole(x[0])), u)
+        return x[0], x[1] - dv.real, x[2] - dv.imag, x[3] - du
+
+    def solve_(_, b):
+        out = TANGENT(grid, _batch(point), u[None], _batch(whole(b[0])))
+        return b[0], *(a + d[0] for a, d in zip(b[1:], out, strict=True))
+
+    def transposed(_, b):
+        bar = COTANGENT(grid, _batch(point), u[None], *_batch(b[1:]))
+        return {k: a + getattr(bar, k)[0] for k, a in b[0].items()}, *b[1:]
+
+    # Zero, but linear in the change: JAX transposes only what is.
+    zero = 0.0 * next(iter(change.values())).ravel()[0]
+    nothing = (jnp.broadcast_to(zero, shape) for shape in ((grid.shape.nodes,), (grid.shape.nodes,), u.shape))
+    _, re, im, du = jax.lax.custom_linear_solve(matvec, (change, *nothing), solve_, transposed)
+    return jax.lax.complex(re, im), du
+
+
+def _by_anything(primals, tangents, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The changes of v (nodes,) and u with those of grid and point, in terms that JAX differentiates and transposes."""
+    u = u[..., None]
+    _, right = jax.jvp(lambda g, p: _sweep(g, p, u)[0], primals, tangents)
+    grid, point = primals
+    linearized: Any = jax.linearize(lambda s: _sweep(grid, point, s)[0], u)
+    flat = right.ravel()
+
+    def matvec(d):
+        return d - linearized[1](d.reshape(u.shape)).ravel()
+
+    du = jax.lax.custom_linear_solve(matvec, flat, _krylov, _krylov).reshape(u.shape)
+    return jax.jvp(lambda g, p, s: _sweep(g, p, s)[1], (*primals, u), (*tangents, du))[1], du[..., 0]
+
+
+def _still(tree):
+    """No tangent."""
+
+    def zero(a):
+        if jnp.issubdtype(jnp.result_type(a), jnp.inexact):
+            return jnp.zeros_like(a)
+        return np.zeros(jnp.shape(a), jax.dtypes.float0)
+
+    return jax.tree.map(zero, tree)
+
+
+def _batch(tree):
+    """A batch of one."""
+    return jax.tree.map(lambda a: a[None], tree)
+
+
+def _sweep(grid: Grid, point: OperatingPoint, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One sweep of a single scenario from the slots' voltages u (zones, 2 slots, 1): the next ones, and the nodes'."""
+    inputs = prepare(grid, jax.tree.map(lambda a: a[None], point))
+    x = slot_currents(grid, inputs, u)
+    y, boundary = linear(grid.zones.tiers, x, inputs.head)
+    return y, node_voltages(grid, x, boundary)[0]
 
 
 def _krylov(matvec, right):
@@ -147,52 +214,65 @@ def _krylov(matvec, right):
     return gmres(matvec, right, tol=tol, restart=30, maxiter=20)[0]
 
 
-@functools.lru_cache(maxsize=64)
-def _batched(method, tol: float, limit: int):
-    """The method as a function whose `vmap` over scenarios runs one batched iteration, batch axis last.
+def _flat(grid: Grid, inputs: Inputs) -> jax.Array:
+    """The no-load solution."""
+    return jnp.zeros((*grid.zones.u_ref.shape, inputs.p.shape[-1]), grid.zones.u_ref.dtype)
 
-    A plain vmap would put the batch first and make every product a transpose (see `gridjax.powerflow.sweep`).
+
+def _sweeps(grid: Grid, inputs: Inputs, tol: float, limit: int) -> Solution:
+    """Chord steps in float32, then exact sweeps."""
+    u = _flat(grid, inputs)
+    before = jnp.zeros(u.shape[-1], jnp.int32)
+    if limit > 1:
+        first, before = rough(grid, inputs, tol, limit // 2)
+        u = jnp.where(jnp.isfinite(first), first, 0.0).astype(u.dtype)
+    found = fixed_point(grid, inputs, u, tol, limit - before)
+    return dataclasses.replace(found, iterations=found.iterations + before)
+
+
+def _newton(grid: Grid, inputs: Inputs, tol: float, limit: int) -> Solution:
+    return newton(grid, inputs, _flat(grid, inputs), tol, limit)
+
+
+def _auto(grid: Grid, inputs: Inputs, tol: float, limit: int) -> Solution:
+    """Sweeps, and Newton for the scenarios that they do not solve."""
+    first = _sweeps(grid, inputs, tol, limit)
+    lost = ~(first.residual <= tol)
+
+    def again(first):
+        second = _newton(grid, inputs, tol, DEFAULT_ITERATIONS["newton"])
+        second = dataclasses.replace(second, iterations=first.iterations + second.iterations)
+        return jax.tree.map(lambda a, b: jnp.where(lost.reshape((1,) * (a.ndim - 1) + lost.shape), a, b), second, first)
+
+    return jax.lax.cond(jnp.any(lost), again, lambda first: first, first)
+
+
+METHODS = {"sweep": _sweeps, "newton": _newton, "auto": _auto}
+
+
+def _chunk(grid: Grid, method: str) -> int:
+    """Scenarios whose state stays in a processor's cache, about."""
+    if method == "newton":
+        return 16
+    zones, rows = grid.zones.u_ref.shape
+    return min(128, max(32, 2**17 // (zones * rows)))
+
+
+@functools.lru_cache(maxsize=64)
+def _batched(method: str, tol: float, limit: int):
+    """The solver of a batch: `(grid, points (batch, ...)) -> v (batch, nodes), u, iterations, residual`.
+
+    Its `vmap` makes one larger batch, since the kernel wants the batch axis last and of its own making.
     """
 
-    @jax.custom_batching.custom_vmap
-    def kernel(grid, inputs, state):
-        return method(grid, inputs, state, tol, limit)
+    def run(grid: Grid, points: OperatingPoint):
+        inputs = prepare(grid, points)
+        found = METHODS[method](grid, inputs, tol, limit)
+        v = node_voltages(grid, found.x, found.boundary)
+        return v, jnp.moveaxis(found.u, -1, 0), found.iterations, found.residual
 
-    @kernel.def_vmap
-    def rule(size, batched, grid, inputs, state):
-        over_grid, over_inputs, over_state = batched
-        if any(jax.tree.leaves(over_grid)):
-            axes = [jax.tree.map(lambda b: 0 if b else None, t) for t in batched]
-            out = jax.vmap(lambda g, i, s: method(g, i, s, tol, limit), in_axes=tuple(axes))(grid, inputs, state)
-            return out, jax.tree.map(lambda _: True, out)
-
-        def last(x, b):  # (size, ..., inner) or (..., inner) to (..., size * inner)
-            x = jnp.moveaxis(x, 0, -2) if b else jnp.broadcast_to(x[..., None, :], (*x.shape[:-1], size, x.shape[-1]))
-            return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
-
-        out = kernel(
-            grid,
-            jax.tree.map(last, inputs, over_inputs),
-            jax.tree.map(last, state, over_state),
-        )
-
-        def first(x):
-            return jnp.moveaxis(x.reshape(*x.shape[:-1], size, x.shape[-1] // size), -2, 0)
-
-        return jax.tree.map(first, out), jax.tree.map(lambda _: True, out)
-
-    return kernel
+    return batched(run, lambda grid: _chunk(grid, method))
 
 
-def _node_voltages(grid: Grid, inputs: Inputs, state: State) -> jax.Array:
-    """All nodes' complex voltages in per unit, (nodes, batch)."""
-    s, zs = grid.shape, grid.zones
-    out = sweep(grid, inputs, state)
-    v = sum(
-        jnp.einsum("zij,zjb->zib", op, x) for op, x in ((zs.n_u, out.x_u), (zs.n_i, out.x_i), (zs.n_head, out.head))
-    )
-    v = v + zs.v_ref[..., None]
-    batch = v.shape[-1]
-    re = v[:, : s.interior].reshape(-1, batch)[grid.node_place]
-    im = v[:, s.interior :].reshape(-1, batch)[grid.node_place]
-    return jax.lax.complex(re, im)
+TANGENT = batched(tangent, lambda grid: _chunk(grid, "sweep"))
+COTANGENT = batched(cotangent, lambda grid: _chunk(grid, "sweep"))

@@ -1,0 +1,84 @@
+"""From one scenario to many: `vmap` as one larger batch, in chunks that stay in a cache, over all devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+
+
+def batched(run: Callable[..., Any], chunk: Callable[[Any], int]) -> Callable[..., Any]:
+    """A function of a grid and batches as one whose `vmap` over scenarios makes a larger batch.
+
+    A plain vmap would batch loops, and put the batch first, where every product is a transpose. Under
+    `jax.set_mesh(mesh)`, mesh axes being `AxisType.Auto`, a batch that the devices divide is spread over them.
+
+    Args:
+      run: `(grid, *batches)` to a pytree, scenario by scenario; batches and results are pytrees of (batch, ...).
+      chunk: from a grid to the scenarios of a chunk.
+    """
+
+    def many(grid, *batches):
+        mesh = jax.sharding.get_abstract_mesh()
+        rows = jax.tree.leaves(batches)[0].shape[0]
+        function = lambda grid, *b: in_chunks(lambda part: run(grid, *part), b, chunk(grid))  # noqa: E731
+        if mesh.empty or rows % mesh.size or any(kind != AxisType.Auto for kind in mesh.axis_types):
+            return function(grid, *batches)
+        over = PartitionSpec(mesh.axis_names)
+        specs = (PartitionSpec(), *(over for _ in batches))
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=over, check_vma=False)(grid, *batches)
+
+    kernel = jax.custom_batching.custom_vmap(many)
+
+    @kernel.def_vmap
+    def rule(size, over, grid, *batches):
+        if not any(jax.tree.leaves(over)):  # as when only a tangent has an axis
+            out = many(grid, *batches)
+            return out, jax.tree.map(lambda _: False, out)
+        over_grid, *over_batches = over
+        batches = jax.tree.map(
+            lambda a, b: a if b else jnp.broadcast_to(a[None], (size, *a.shape)), batches, tuple(over_batches)
+        )
+        if any(jax.tree.leaves(over_grid)):
+            axes = jax.tree.map(lambda b: 0 if b else None, over_grid)
+            out = jax.vmap(many, in_axes=(axes, *(0 for _ in batches)))(grid, *batches)
+        else:
+            flat = jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), batches)
+            out = kernel(grid, *flat)
+            out = jax.tree.map(lambda a: a.reshape(size, a.shape[0] // size, *a.shape[1:]), out)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return kernel
+
+
+def in_chunks(function: Callable[[Any], Any], batch: Any, size: int) -> Any:
+    """Applies a batched function to a batch: on a processor chunk by chunk, elsewhere at once.
+
+    Args:
+      function: maps a pytree of arrays (n, ...) to one of arrays (n, ...), row by row, for any n.
+      batch: a pytree of arrays (batch, ...).
+      size: rows of a chunk, about.
+
+    Returns:
+      What `function(batch)` returns.
+    """
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    if rows <= size:
+        return function(batch)
+    return jax.lax.platform_dependent(batch, cpu=lambda b: _chunked(function, b, rows, size), default=function)
+
+
+def _chunked(function: Callable[[Any], Any], batch: Any, rows: int, size: int) -> Any:
+    chunks = -(-rows // size)
+    size = -(-rows // chunks)
+    short = chunks * size - rows  # the last scenario again and again
+
+    def split(a):
+        a = jnp.concatenate([a, jnp.broadcast_to(a[-1:], (short, *a.shape[1:]))]) if short else a
+        return a.reshape(chunks, size, *a.shape[1:])
+
+    out = jax.lax.map(function, jax.tree.map(split, batch))
+    return jax.tree.map(lambda a: a.reshape(chunks * size, *a.shape[2:])[:rows], out)

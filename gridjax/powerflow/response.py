@@ -1,0 +1,148 @@
+"""How the solution answers to its inputs: the linearised circuit, forward and transposed, for a batch.
+
+Around a solution the slots' currents are `x = K y + r`, K their slopes, and `y = L x` is one sweep. Both the tangent
+and the adjoint of the power flow are solutions of `y = c + L K y`, the adjoint with the transposes of L and K. The
+transpose of a hierarchy of zones is a hierarchy of zones with `Z^T, W' = T^T, T' = W^T`, so one code serves both.
+
+The equation is solved by iterative refinement (J. H. Wilkinson, 1963): corrections in float32 by the chord operators
+(`gridjax.powerflow.chord`), residuals in the grid's precision. Scenarios near the nose, where that does not
+converge, are solved by elimination.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from gridjax.grid import Grid, OperatingPoint, Tier
+from gridjax.powerflow.newton import eliminate, slopes
+from gridjax.powerflow.sweep import largest, linear, prepare, slot_currents
+
+INNER = 4  # chord steps a correction
+OUTER = 8  # corrections
+
+Slopes = tuple[jax.Array, jax.Array]  # by the real and the imaginary voltage, (zones, 2 slots, batch)
+
+
+def _times(k: Slopes, y: jax.Array) -> jax.Array:
+    half = y.shape[1] // 2
+    return k[0] * jnp.tile(y[:, :half], (1, 2, 1)) + k[1] * jnp.tile(y[:, half:], (1, 2, 1))
+
+
+def _transposed_slopes(k: Slopes) -> Slopes:
+    half = k[0].shape[1] // 2
+    (re_re, im_re), (re_im, im_im) = ((a[:, :half], a[:, half:]) for a in k)
+    return jnp.concatenate([re_re, re_im], axis=1), jnp.concatenate([im_re, im_im], axis=1)
+
+
+def _transposed(tiers: tuple[Tier, ...]) -> tuple[Tier, ...]:
+    return tuple(
+        dataclasses.replace(
+            tier, z=jnp.swapaxes(tier.z, 1, 2), w=jnp.swapaxes(tier.t, 1, 2), t=jnp.swapaxes(tier.w, 1, 2)
+        )
+        for tier in tiers
+    )
+
+
+def _answer(grid: Grid, k: Slopes, c: jax.Array, transpose: bool) -> jax.Array:
+    """The y of `y = c + L K y`, or of its transpose with `L^T K^T`, (zones, 2 slots, batch)."""
+    tiers, chord = grid.zones.tiers, grid.chord.tiers
+    k0 = grid.chord.by_re[..., None], grid.chord.by_im[..., None]
+    if transpose:
+        tiers, chord = _transposed(tiers), _transposed(chord)
+        k, k0 = _transposed_slopes(k), _transposed_slopes(k0)
+    head = jnp.zeros((1, tiers[-1].w.shape[2], c.shape[-1]), c.dtype)
+    single = k[0].astype(jnp.float32), k[1].astype(jnp.float32)
+    rest = single[0] - k0[0], single[1] - k0[1]
+
+    def correct(residual, scale):
+        """About `(1 - L K)^-1 residual = residual + L' (rest + ...)`; scaled, so that float32 does not underflow."""
+        small = (residual / scale).astype(jnp.float32)
+        r = _times(single, small)
+
+        def step(_, d):
+            return linear(chord, _times(rest, d) + r, head.astype(jnp.float32))[0]
+
+        d = jax.lax.fori_loop(0, INNER, step, jnp.zeros_like(small))
+        return (small + d).astype(residual.dtype) * scale
+
+    tol = 1e3 * float(jnp.finfo(c.dtype).eps) if c.dtype == jnp.float32 else 1e-11
+    size = jnp.maximum(largest(c), float(jnp.finfo(c.dtype).tiny))
+
+    def body(carry):
+        y, residual, error, active, count = carry
+        new = y + correct(residual, jnp.maximum(error, float(jnp.finfo(c.dtype).tiny))[None, None])
+        left = c + linear(tiers, _times(k, new), head)[0] - new
+        after = largest(left)
+        better = (active & (after < error))[None, None]
+        y, residual = jnp.where(better, new, y), jnp.where(better, left, residual)
+        error = jnp.where(better[0, 0], after, error)
+        return y, residual, error, active & better[0, 0] & (error > tol * size), count + 1
+
+    error = largest(c)
+    carry = jnp.zeros_like(c), c, error, jnp.isfinite(error) & (error > 0), jnp.zeros((), jnp.int32)
+    y, _, error, _, _ = jax.lax.while_loop(lambda s: jnp.any(s[3]) & (s[4] < OUTER), body, carry)
+    lost = ~(error <= 1e3 * tol * size)
+    direct = lambda y: jnp.where(lost[None, None], eliminate(tiers, *k, c)[0], y)  # noqa: E731
+    return jax.lax.cond(jnp.any(lost), direct, lambda y: y, y)
+
+
+def tangent(
+    grid: Grid, points: OperatingPoint, u: jax.Array, change: OperatingPoint
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """How a change of the operating points changes the solution.
+
+    Args:
+      grid: the grid.
+      points: the operating points, (batch, ...).
+      u: (batch, zones, 2 slots) the slots' voltages that solve them.
+      change: of the points.
+
+    Returns:
+      Changes of the node voltages, real and imaginary (batch, nodes), and of u.
+    """
+    u = jnp.moveaxis(u, 0, -1)
+    inputs, dinputs = jax.jvp(lambda p: prepare(grid, p), (points,), (change,))
+    _, dx = jax.jvp(lambda i: slot_currents(grid, i, u), (inputs,), (dinputs,))
+    k = slopes(grid, inputs, u)[1:]
+    c, _ = linear(grid.zones.tiers, dx, dinputs.head)
+    du = _answer(grid, k, c, transpose=False)
+    dx = dx + _times(k, du)
+    _, boundary = linear(grid.zones.tiers, dx, dinputs.head)
+    zs = grid.zones
+    rows = jnp.einsum("zij,zjb->bzi", zs.n, dx) + jnp.einsum("zij,zjb->bzi", zs.n_boundary, boundary)
+    re, im = (a.reshape(a.shape[0], -1)[:, grid.node_place] for a in jnp.split(rows, 2, axis=2))
+    return re, im, jnp.moveaxis(du, -1, 0)
+
+
+def cotangent(
+    grid: Grid, points: OperatingPoint, u: jax.Array, re: jax.Array, im: jax.Array, u_bar: jax.Array
+) -> OperatingPoint:
+    """The transpose of `tangent` in `change`: from cotangents of the solution to those of the points."""
+    u, u_bar, zs = jnp.moveaxis(u, 0, -1), jnp.moveaxis(u_bar, 0, -1), grid.zones
+    batch, (zones, rows) = re.shape[0], zs.v_ref.shape
+    flat = jnp.zeros((batch, zones * rows // 2), re.dtype)
+    parts = [flat.at[:, grid.node_place].set(a).reshape(batch, zones, rows // 2) for a in (re, im)]
+    v_bar = jnp.concatenate(parts, axis=2)
+    direct = jnp.einsum("zij,bzi->zjb", zs.n, v_bar)
+    boundary = jnp.einsum("zij,bzi->zjb", zs.n_boundary, v_bar)
+    inputs = prepare(grid, points)
+    k = slopes(grid, inputs, u)[1:]
+    tiers = _transposed(zs.tiers)
+    head = jnp.zeros_like(inputs.head)
+    down, _ = linear(tiers, u_bar, head, boundary)
+    x_bar = _answer(grid, k, direct + down, transpose=True)
+    head_bar = _to_head(tiers, _times(_transposed_slopes(k), x_bar) + u_bar, boundary)
+    _, pull = jax.vjp(lambda p: (slot_currents(grid, prepare(grid, p), u), prepare(grid, p).head), points)
+    return pull((x_bar, head_bar))[0]
+
+
+def _to_head(tiers: tuple[Tier, ...], y: jax.Array, boundary: jax.Array) -> jax.Array:
+    """What the transposed sweep carries to the topmost zone's boundary."""
+    up = jnp.einsum("zij,zjb->zib", tiers[0].t, y) + boundary
+    for tier in tiers[1:]:
+        x = up[tier.member].reshape(tier.z.shape[0], tier.z.shape[1], y.shape[-1])
+        up = jnp.einsum("zij,zjb->zib", tier.t, x)
+    return up

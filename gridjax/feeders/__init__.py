@@ -1,7 +1,8 @@
 """The shipped test feeders: their data, source and licence, one loader each.
 
-The data were read from OpenDSS's copies of the IEEE test circuits by `benchmarks/import_feeders.py`; each feeder says
-so in `origin` and `licence`. Import reads nothing; a loader reads its own file.
+The IEEE circuits were read from OpenDSS's copies by `benchmarks/import_feeders.py`, which also holds the table of the
+33-bus feeder; each feeder says in `origin` and `licence` where its data come from. Import reads nothing; a loader reads
+its own file. `synthetic` makes random feeders of any size.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import functools
 from pathlib import Path
 
 from gridjax.feeder import Feeder
+from gridjax.feeders.synthetic import synthetic as synthetic
 from gridjax.io.json import read_json
 
 _FOLDER = Path(__file__).parent
@@ -97,6 +99,11 @@ def european_lv() -> Feeder:
     return load("european_lv")
 
 
+def baran_wu33() -> Feeder:
+    """The 33-bus feeder of Baran and Wu (1989): balanced, 12.66 kV, 3715 kW, with its five tie switches open."""
+    return load("baran_wu33")
+
+
 NAMES = (
     "ieee4_yy",
     "ieee4_yd",
@@ -112,4 +119,5 @@ NAMES = (
     "ieee8500",
     "ieee8500_unbal",
     "european_lv",
+    "baran_wu33",
 )

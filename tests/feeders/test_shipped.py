@@ -113,6 +113,7 @@ def test_loaders_files_and_names_are_the_same(shipped):
 def test_no_file_is_orphaned():
     assert {path.name for path in FOLDER.iterdir() if not path.name.startswith("__")} == {
         "LICENSE.opendss.txt",
+        "synthetic.py",
         *(f"{name}.json.gz" for name in gridjax.feeders.NAMES),
     }
     licence = (FOLDER / "LICENSE.opendss.txt").read_text(encoding="utf-8")

@@ -20,6 +20,7 @@ from gridjax.powerflow.newton import newton
 from gridjax.powerflow.response import cotangent, tangent
 from gridjax.powerflow.sweep import Inputs, Solution, fixed_point, linear, node_voltages, prepare, slot_currents
 
+ROUGH_STEPS = 12  # where the chord has not converged by then, as with loads that switch their law, it will not
 FIELDS = tuple(OperatingPoint.__dataclass_fields__)
 DEFAULT_ITERATIONS = {"sweep": 100, "newton": 30, "auto": 100}
 
@@ -224,7 +225,7 @@ def _sweeps(grid: Grid, inputs: Inputs, tol: float, limit: int) -> Solution:
     u = _flat(grid, inputs)
     before = jnp.zeros(u.shape[-1], jnp.int32)
     if limit > 1:
-        first, before = rough(grid, inputs, tol, limit // 2)
+        first, before = rough(grid, inputs, tol, min(ROUGH_STEPS, limit // 2))
         u = jnp.where(jnp.isfinite(first), first, 0.0).astype(u.dtype)
     found = fixed_point(grid, inputs, u, tol, limit - before)
     return dataclasses.replace(found, iterations=found.iterations + before)

@@ -85,7 +85,8 @@ def test_no_small_change_of_the_setpoints_loses_less(study, points):
 
 def test_projected_gradient_vanishes_and_an_interior_point_method_finds_the_same(study):
     result = study[1]["results"][0]
-    assert result["stationarity"]["largest"] < 1e-4
+    # Per unit of a rating and of the losses; loads that turn into impedances at a limit leave corners.
+    assert result["stationarity"]["within_limits"] == COUNT and result["stationarity"]["largest"] < 2e-3
     (other,) = result["scipy"]
     assert other["success"] and other["excess_pu"] <= 1e-5
     np.testing.assert_allclose(other["loss_kw_dispatch"], other["loss_kw"], rtol=1e-5)

@@ -337,6 +337,12 @@ def trials(
 
 
 # %%
+@jax.jit
+def voltage_slopes(grid: gridjax.Grid, x: jax.Array, directions: jax.Array) -> jax.Array:
+    """Derivatives of the nodes' voltages at x along directions (directions, states): (directions, nodes)."""
+    return jax.vmap(lambda d: jax.jvp(lambda y: node_voltages(grid, y), (x,), (d,))[1])(directions)
+
+
 def one_case(key: jax.Array, grid: gridjax.Grid, meters: Meters, names: list[str], batch: int) -> dict[str, Any]:
     """One draw with two gross errors, for the picture: voltages with their error bars, and what is removed."""
     truth, z = draw(key, grid, meters)
@@ -347,9 +353,8 @@ def one_case(key: jax.Array, grid: gridjax.Grid, meters: Meters, names: list[str
     spoilt = z.at[jnp.array(planted)].add(jnp.array([12.0, -25.0]) * meters.sigma[jnp.array(planted)])
     estimates, removed = remove_bad_data(grid, meters, spoilt, batch)
     first, last = estimates[0], estimates[-1]
-    voltage_slopes = jax.jit(jax.vmap(lambda d: jax.jvp(lambda x: node_voltages(grid, x), (last.x,), (d,))[1]))
     # Column by column: the voltages' covariance is S (U^T U)^-1 S^T, of which the diagonal is wanted.
-    root = voltage_slopes(jnp.linalg.inv(last.factor).T)
+    root = voltage_slopes(grid, last.x, jnp.linalg.inv(last.factor).T)
     v = {n: node_voltages(grid, x) for n, x in (("truth", truth), ("spoilt", first.x), ("estimate", last.x))}
     usual = node_voltages(grid, jnp.append(meters.usual, 1.0))
     return {

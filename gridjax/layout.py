@@ -305,7 +305,12 @@ def lay_out(feeder: Feeder, zone_ports: int = 24, zone_nodes: int = 512) -> tupl
     sizes = [len(b.nodes) for b in feeder.buses] + [0]
     # A unit between two buses (a series capacitor) must lie in one zone: it is an element as well.
     buses = [x.buses for x in elements]
-    stiff = [(x.buses[0], x.buses[-1]) for x in elements if x.kind == "switches"]
+    # Between boundaries, their admittance would drown what else a zone does.
+    stiff = [
+        (x.buses[0], x.buses[-1])
+        for x in elements
+        if x.kind == "switches" or (x.kind == "transformers" and feeder.transformers[x.row].name in regulated)
+    ]
     limits = Limits(zone_ports, zone_nodes)
     cut = partition(buses, numbers.count, ports.tolist(), sizes, limits, stiff=stiff)
     zones = _Zones(feeder, numbers, cut.zones)

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 
 from gridjax.grid import Chord, Grid, Tier
 from gridjax.powerflow.newton import block_diagonal, slopes, times_slopes
-from gridjax.powerflow.sweep import Inputs, fixed_point, largest, linear, prepare, slot_currents
+from gridjax.powerflow.sweep import Inputs, fixed_point, linear, mismatch, prepare, slot_currents
 
 ROUGH = 1e-6
+NEAR = 0.1  # the last change, in per unit, of voltages worth starting from
 
 
 def linearize(grid: Grid) -> Chord:
@@ -50,24 +51,28 @@ def linearize(grid: Grid) -> Chord:
 
 
 def rough(grid: Grid, inputs: Inputs, tol: float, max_iterations: int) -> tuple[jax.Array, jax.Array]:
-    """The slots' voltages to about 1e-7 by chord steps in float32, and the steps made, (batch,)."""
-    single = lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a  # noqa: E731
-    grid, inputs = jax.tree.map(single, (grid, inputs))
+    """The slots' voltages to about 1e-7 by chord steps in float32, and the steps made, (batch,).
+
+    Where the steps have not come near a solution, the voltages are those of no load.
+    """
+    grid, inputs = jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a, (grid, inputs))
     chord, m = grid.chord, grid.shape.slots
     by_re, by_im = (a[..., None] for a in (chord.by_re, chord.by_im))
 
     def step(u):
         re, im = jnp.tile(u[:, :m], (1, 2, 1)), jnp.tile(u[:, m:], (1, 2, 1))
         rest = slot_currents(grid, inputs, u) - by_re * re - by_im * im
-        y, boundary = linear(chord.tiers, rest, inputs.head)
-        return rest, y, boundary
+        return linear(chord.tiers, rest, inputs.head)[0]
 
     u = jnp.broadcast_to(chord.u[..., None], (*chord.u.shape, inputs.p.shape[-1]))
-    return _accelerated(lambda u: step(u)[1], u, max(tol, ROUGH), max_iterations)
+    u, size, iterations = _accelerated(step, inputs, u, max(tol, ROUGH), max_iterations)
+    return jnp.where((size < NEAR)[None, None], u, 0.0), iterations
 
 
-def _accelerated(step, u: jax.Array, tol: float, max_iterations: int) -> tuple[jax.Array, jax.Array]:
-    """The fixed point of `step` by D. G. Anderson's method (1965) of depth one, and the steps made, (batch,).
+def _accelerated(
+    step, inputs: Inputs, u: jax.Array, tol: float, max_iterations: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The fixed point of `step` by D. G. Anderson's method (1965) of depth one, the last change, and the steps made.
 
     The next point is that between the last two results at which the changes, taken as linear, are least.
     """
@@ -76,7 +81,7 @@ def _accelerated(step, u: jax.Array, tol: float, max_iterations: int) -> tuple[j
         u, y_before, change_before, size_before, count, iterations, active = carry
         y = step(u)
         change = y - u
-        size = largest(change)
+        size = mismatch(inputs, change)
         bend = change - change_before
         slope = jnp.sum(bend * change, axis=(0, 1)) / jnp.maximum(jnp.sum(bend * bend, axis=(0, 1)), 1e-30)
         slope = jnp.where((count > 0) & (size < size_before), jnp.clip(slope, -1.0, 1.0), 0.0)
@@ -90,4 +95,4 @@ def _accelerated(step, u: jax.Array, tol: float, max_iterations: int) -> tuple[j
     none = jnp.zeros((), jnp.int32), jnp.zeros(batch, jnp.int32), jnp.ones(batch, bool)
     carry = u, u, jnp.zeros_like(u), jnp.full(batch, jnp.inf, u.dtype), *none
     out = jax.lax.while_loop(lambda c: jnp.any(c[-1]), body, carry)
-    return out[0], out[-2]
+    return out[0], out[3], out[-2]

@@ -24,7 +24,10 @@ def batched(run: Callable[..., Any], chunk: Callable[[Any], int]) -> Callable[..
     def many(grid, *batches):
         mesh = jax.sharding.get_abstract_mesh()
         rows = jax.tree.leaves(batches)[0].shape[0]
-        function = lambda grid, *b: in_chunks(lambda part: run(grid, *part), b, chunk(grid))  # noqa: E731
+
+        def function(grid, *b):
+            return in_chunks(lambda part: run(grid, *part), b, chunk(grid))
+
         if mesh.empty or rows % mesh.size or any(kind != AxisType.Auto for kind in mesh.axis_types):
             return function(grid, *batches)
         over = PartitionSpec(mesh.axis_names)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import lu_factor, lu_solve
 
 from gridjax.grid import Grid, Tier
-from gridjax.powerflow.sweep import Inputs, Solution, largest, linear, slot_currents
+from gridjax.powerflow.sweep import Inputs, Solution, linear, mismatch, slot_currents
 
 MAX_HALVINGS = 6
 
@@ -118,13 +118,13 @@ def newton(grid: Grid, inputs: Inputs, u: jax.Array, tol: float, max_iterations:
     positive.
     """
 
-    def mismatch(u):
-        return largest(linear(grid.zones.tiers, slot_currents(grid, inputs, u), inputs.head)[0] - u)
+    def of(u):
+        return mismatch(inputs, linear(grid.zones.tiers, slot_currents(grid, inputs, u), inputs.head)[0] - u)
 
     def halve(carry):
         old, step, length, _, before, waiting, count = carry
         length = jnp.where(waiting, length / 2, length)
-        after = mismatch(old + length[None, None] * (step - old))
+        after = of(old + length[None, None] * (step - old))
         return old, step, length, after, before, waiting & ~(after < before), count + 1
 
     def body(carry):
@@ -133,7 +133,7 @@ def newton(grid: Grid, inputs: Inputs, u: jax.Array, tol: float, max_iterations:
         # The sign belongs to the point from which the step starts.
         sign = jnp.where(active, sign_new, sign)
         active = active & (residual > tol)
-        after = mismatch(step)
+        after = of(step)
         length = jnp.ones_like(residual)
         waiting = active & ~(after < residual)
         carry = (u, step, length, after, residual, waiting, jnp.zeros((), jnp.int32))
@@ -152,7 +152,7 @@ def newton(grid: Grid, inputs: Inputs, u: jax.Array, tol: float, max_iterations:
         u,
         jnp.zeros((), jnp.int32),
         jnp.zeros(batch, jnp.int32),
-        mismatch(u),
+        of(u),
         jnp.ones(batch, u.dtype),
         jnp.ones(batch, bool),
     )

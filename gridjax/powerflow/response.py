@@ -68,7 +68,8 @@ def _answer(grid: Grid, k: Slopes, c: jax.Array, transpose: bool) -> jax.Array:
         d = jax.lax.fori_loop(0, INNER, step, jnp.zeros_like(small))
         return (small + d).astype(residual.dtype) * scale
 
-    tol = 1e3 * float(jnp.finfo(c.dtype).eps) if c.dtype == jnp.float32 else 1e-11
+    tol = 1e-11 if c.dtype == jnp.float64 else 32 * float(jnp.finfo(c.dtype).eps)
+    bad = 1e3 * tol if c.dtype == jnp.float64 else 1e2 * tol
     size = jnp.maximum(largest(c), float(jnp.finfo(c.dtype).tiny))
 
     def body(carry):
@@ -84,8 +85,11 @@ def _answer(grid: Grid, k: Slopes, c: jax.Array, transpose: bool) -> jax.Array:
     error = largest(c)
     carry = jnp.zeros_like(c), c, error, jnp.isfinite(error) & (error > 0), jnp.zeros((), jnp.int32)
     y, _, error, _, _ = jax.lax.while_loop(lambda s: jnp.any(s[3]) & (s[4] < OUTER), body, carry)
-    lost = ~(error <= 1e3 * tol * size)
-    direct = lambda y: jnp.where(lost[None, None], eliminate(tiers, *k, c)[0], y)  # noqa: E731
+    lost = ~(error <= bad * size)
+
+    def direct(y):
+        return jnp.where(lost[None, None], eliminate(tiers, *k, c)[0], y)
+
     return jax.lax.cond(jnp.any(lost), direct, lambda y: y, y)
 
 

@@ -33,7 +33,7 @@ class PowerFlow:
       v: (nodes,) complex, per unit of the node's base voltage, in the order of `feeder.node_names`. Where
         `converged` is False this is the last iterate, not a solution.
       converged: whether the residual is within the tolerance (and, for Newton, the solution is the operable one).
-      iterations: sweeps or Newton steps made.
+      iterations: chord steps and sweeps, or Newton steps, made.
       residual: the largest voltage change (per unit of a device's rating) that one more exact solution of the
         linear circuit with the present currents makes; infinite where the iteration broke down.
     """
@@ -124,12 +124,11 @@ def _root(grid: Grid, point: OperatingPoint, method: str, tol: float, limit: int
         at_grid, at_point = primals
         solution: Any = root(at_grid, at_point)
         v, u, iterations, residual = solution
-        moved = lambda t: type(t) is not SymbolicZero  # noqa: E731
         change = {k: getattr(tangents[1], k) for k in FIELDS}
-        change = {k: t for k, t in change.items() if moved(t) and t.size}
+        change = {k: t for k, t in change.items() if _moved(t) and t.size}
         dv, du = _by_point(at_grid, at_point, u, change) if change else (jnp.zeros_like(v), jnp.zeros_like(u))
-        if any(moved(t) for t in jax.tree.leaves(tangents[0])):
-            by_grid = jax.tree.map(lambda t, a: t if moved(t) else _still(a), tangents[0], primals[0])
+        if any(_moved(t) for t in jax.tree.leaves(tangents[0])):
+            by_grid = jax.tree.map(lambda t, a: t if _moved(t) else _still(a), tangents[0], primals[0])
             more = _by_anything(primals, (by_grid, _still(primals[1])), u)
             dv, du = dv + more[0], du + more[1]
         no_tangents = np.zeros(iterations.shape, jax.dtypes.float0), jnp.zeros_like(residual)
@@ -149,7 +148,9 @@ def _by_point(
     `y = 0 + T change` is written as the solution of a triangular system, for whose solution and transposed solution
     JAX takes the batched kernels; derivatives of higher order see T in plain terms.
     """
-    whole = lambda part: _still(point).replace(**part)  # noqa: E731
+
+    def whole(part):
+        return dataclasses.replace(_still(point), **part)
 
     def matvec(x):
         dv, du = _by_anything((grid, point), (_still(grid), whole(x[0])), u)
@@ -183,6 +184,10 @@ def _by_anything(primals, tangents, u: jax.Array) -> tuple[jax.Array, jax.Array]
 
     du = jax.lax.custom_linear_solve(matvec, flat, _krylov, _krylov).reshape(u.shape)
     return jax.jvp(lambda g, p, s: _sweep(g, p, s)[1], (*primals, u), (*tangents, du))[1], du[..., 0]
+
+
+def _moved(tangent_) -> bool:
+    return type(tangent_) is not SymbolicZero
 
 
 def _still(tree):
@@ -226,7 +231,7 @@ def _sweeps(grid: Grid, inputs: Inputs, tol: float, limit: int) -> Solution:
     before = jnp.zeros(u.shape[-1], jnp.int32)
     if limit > 1:
         first, before = rough(grid, inputs, tol, min(ROUGH_STEPS, limit // 2))
-        u = jnp.where(jnp.isfinite(first), first, 0.0).astype(u.dtype)
+        u = first.astype(u.dtype)
     found = fixed_point(grid, inputs, u, tol, limit - before)
     return dataclasses.replace(found, iterations=found.iterations + before)
 

@@ -7,8 +7,8 @@ One sweep, given the slots' inputs x (currents of units, compensation of taps):
   zone's members, and in the lowest tier the voltages of the units.
 
 For given inputs this is the exact solution of the linear circuit. The power flow is the fixed point
-`u = sweep(I(u))`. Everything is in deviations from the no-load solution (see `gridjax.grid`) and carries the batch on
-its last axis, so that every step is one batched matrix product.
+`u = sweep(I(u))`. Everything is in deviations from the no-load solution (see `gridjax.assembly`) and carries the batch
+on its last axis, so that every step is one batched matrix product.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Inputs:
     q: jax.Array
     current: jax.Array  # (zones, 2 slots, batch) injected by further sources, or none without them
     head: jax.Array  # (1, 2 boundary, batch) deviation of the first source's EMF
+    weight: jax.Array  # (zones, slots, batch) of changes: 1, of taps their deviation; or none without taps
 
 
 def prepare(grid: Grid, points: OperatingPoint) -> Inputs:
@@ -54,7 +55,13 @@ def prepare(grid: Grid, points: OperatingPoint) -> Inputs:
         pu = points.source_pu.T[units.emf_source]
         current = units.emf[..., None] * jnp.concatenate([pu, pu], axis=1)
     head = grid.source_emf[:, None] * (points.source_pu[:, 0] - grid.nominal.source_pu[0])[None]
-    return Inputs(p=p.T[units.device] * share, q=q.T[units.device] * share, current=current, head=head[None])
+    p, q = (a.T[units.device] * share for a in (p, q))
+    weight = jnp.zeros((0, 0, batch), g.dtype)
+    if s.regulators:
+        # A tap's outputs matter as far as it compensates: its current may be that of a very stiff transformer.
+        is_tap = (units.device >= s.devices + s.banks) & (units.share > 0)
+        weight = jnp.where(is_tap[..., None], jnp.abs(p), 1.0)
+    return Inputs(p=p, q=q, current=current, head=head[None], weight=weight)
 
 
 def slot_currents(grid: Grid, inputs: Inputs, u: jax.Array) -> jax.Array:
@@ -118,6 +125,11 @@ def node_voltages(grid: Grid, x: jax.Array, boundary: jax.Array) -> jax.Array:
     return v.reshape(v.shape[0], -1)[:, grid.node_place]
 
 
+def mismatch(inputs: Inputs, change: jax.Array) -> jax.Array:
+    """The largest change of the slots' voltages, those of taps as far as they matter, (batch,)."""
+    return largest(change * jnp.tile(inputs.weight, (1, 2, 1)) if inputs.weight.size else change)
+
+
 def largest(change: jax.Array) -> jax.Array:
     """The largest entry of (zones, 2 slots, batch) for each scenario; infinite where one is not a number."""
     change = jnp.max(jnp.abs(change), axis=(0, 1))
@@ -142,10 +154,10 @@ def fixed_point(grid: Grid, inputs: Inputs, u: jax.Array, tol: float, max_iterat
         x = slot_currents(grid, inputs, u)
         return x, *linear(grid.zones.tiers, x, inputs.head)
 
-    return iterate(step, grid, u, tol, max_iterations)
+    return _iterate(step, grid, inputs, u, tol, max_iterations)
 
 
-def iterate(step, grid: Grid, u: jax.Array, tol: float, max_iterations: int | jax.Array) -> Solution:
+def _iterate(step, grid: Grid, inputs: Inputs, u: jax.Array, tol: float, max_iterations: int | jax.Array) -> Solution:
     """Repeats `step(u) -> (x, next u, boundary)` until each scenario's largest change is at most `tol`.
 
     Where the changes stop shrinking, as with loads that have turned into impedances below vminpu, a scenario goes on
@@ -157,7 +169,7 @@ def iterate(step, grid: Grid, u: jax.Array, tol: float, max_iterations: int | ja
         old, count, length, active = carry
         x, y, boundary = step(old.u)
         change = y - old.u
-        size = largest(change)
+        size = mismatch(inputs, change)
         length = jnp.where((size > 0.95 * old.residual) & (length > MIN_STEP), length / 2, length)
         keep = (active & jnp.isfinite(size))[None, None]
         new = Solution(

@@ -28,7 +28,9 @@ from gridjax.powerflow.results import (
     unbalance,
     voltages,
 )
+from gridjax.powerflow.sensitivities import dloss_dp, dloss_dq, dv_dp, dv_dq
 from gridjax.powerflow.solve import PowerFlow, solve
+from gridjax.stacking import stack
 from gridjax.validate import Problem, validate
 
 __version__ = "0.1.0"
@@ -47,6 +49,10 @@ __all__ = [
     "currents",
     "device_powers",
     "distance_km",
+    "dloss_dp",
+    "dloss_dq",
+    "dv_dp",
+    "dv_dq",
     "element_losses",
     "feeders",
     "lay_out",
@@ -58,6 +64,7 @@ __all__ = [
     "sequence_voltages",
     "solve",
     "source_power",
+    "stack",
     "to_networkx",
     "unbalance",
     "validate",

@@ -37,10 +37,7 @@ from __future__ import annotations
 
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from gridjax.description import (
     Description,
@@ -49,6 +46,7 @@ from gridjax.description import (
     winding_conductors,
 )
 from gridjax.line_constants import line_constants
+from gridjax.namespace import Array, beside, namespace
 
 __all__ = [
     "Description",
@@ -62,58 +60,62 @@ __all__ = [
     "winding_admittance",
 ]
 
-Params = dict[str, jax.Array]
+Params = dict[str, Array]
 SOLID_NEUTRAL_S = 1e6
 A = complex(-0.5, 0.866025)  # 1 at 120 degrees, with OpenDSS's digits
 
 
-def primitive(static: tuple, params: Params) -> jax.Array:
-    """The primitive admittance matrix of one element.
+def primitive(static: tuple, params: Params) -> Array:
+    """The primitive admittance matrix of one element, or of many with the same `static`.
 
     Args:
       static: `Description.static`.
-      params: `Description.params`, as arrays of one real dtype.
+      params: `Description.params`, or such stacked, as arrays of one real dtype.
 
     Returns:
-      Complex (m, m) in siemens, of the precision of `params`, for the m `Description.conductors`.
+      Complex (..., m, m) in siemens, of the precision of `params`, for the m `Description.conductors`.
       A source's other side is the ground and has no rows.
 
     Guarantees:
-      Pure; `vmap` over stacked params; differentiable in every entry of `params`.
+      Pure; NumPy for NumPy arrays, else JAX's, differentiable in every entry of `params`.
     """
-    return _PRIMITIVES[static[0]](static, {key: jnp.asarray(p) for key, p in params.items()})
+    xp = namespace(params)
+    return _PRIMITIVES[static[0]](static, {key: xp.asarray(p) for key, p in params.items()})
 
 
 # --- Transformers and capacitors: the parts that taps and steps act upon. ---
 
 
-def winding_admittance(static: tuple, params: Params) -> jax.Array:
+def winding_admittance(static: tuple, params: Params) -> Array:
     """One phase's admittance between winding terminals at unity taps, no-load branch included.
 
     Args:
       static: a transformer's.
-      params: a transformer's.
+      params: a transformer's, or many's.
 
     Returns:
-      Complex (w, w) in siemens: the windings' currents from their voltages, on their actual volts.
+      Complex (..., w, w) in siemens: the windings' currents from their voltages, on their actual volts.
     """
+    xp = namespace(params)
     w = len(static[2])
     volts, share = _winding_bases(static, params)
-    r, x = params["r_percent"] / 100, params["x_percent"] / 100
+    r, x = xp.asarray(params["r_percent"]) / 100, xp.asarray(params["x_percent"]) / 100
     pair = {ij: k for k, ij in enumerate((i, j) for i in range(w) for j in range(i + 1, w))}
-    short = {ij: lax.complex(r[ij[0]] + r[ij[1]], x[k]) for ij, k in pair.items()}
+    short = {ij: r[..., ij[0]] + r[..., ij[1]] + 1j * x[..., k] for ij, k in pair.items()}
     zb = [[short[0, i]] * w for i in range(1, w)]
     for i in range(1, w):
         for j in range(1, w):
             if i != j:
                 both = short[min(i, j), max(i, j)]
                 zb[i - 1][j] = (short[0, i] + short[0, j] - both) / 2
-    y = jnp.linalg.inv(jnp.stack([jnp.stack(row[1:]) for row in zb]))
-    a = jnp.concatenate([-jnp.ones((w - 1, 1)), jnp.eye(w - 1)], axis=1).astype(y.dtype)
+    y = xp.linalg.inv(xp.stack([xp.stack(row[1:], axis=-1) for row in zb], axis=-2))
+    a = np.concatenate([-np.ones((w - 1, 1)), np.eye(w - 1)], axis=1).astype(y.dtype)
+    no_load = (xp.asarray(params["no_load_loss_percent"]) - 1j * xp.asarray(params["magnetizing_percent"])) / 100
+    second = np.zeros((w, w), y.dtype)
+    second[1, 1] = 1.0
     y1 = a.T @ y @ a
-    no_load = lax.complex(params["no_load_loss_percent"], -params["magnetizing_percent"]) / 100
-    y1 = y1.at[1, 1].add(no_load)
-    return y1 * share / (volts[:, None] * volts[None, :])
+    y1 = y1 + _each(no_load) * beside(second, y1)
+    return y1 * _each(share) / (volts[..., :, None] * volts[..., None, :])
 
 
 def incidence(static: tuple) -> np.ndarray:
@@ -136,45 +138,49 @@ def incidence(static: tuple) -> np.ndarray:
     return b
 
 
-def ground_admittance(static: tuple, params: Params) -> jax.Array:
+def ground_admittance(static: tuple, params: Params) -> Array:
     """A transformer's ties to ground: the antifloat shunts and the neutral impedances.
 
     Returns:
-      Complex (m,) in siemens, to be added to the diagonal; independent of the taps.
+      Complex (..., m) in siemens, to be added to the diagonal; independent of the taps.
     """
+    xp = namespace(params)
     _, phases, connections, _, neutrals = static
     volts, share = _winding_bases(static, params)
-    b = -params["antifloat_ppm"] * 1e-6 * share / volts**2 / 2
-    shunt = lax.complex(jnp.zeros_like(b), b)
-    parts = []
+    b = -xp.asarray(params["antifloat_ppm"])[..., None] * 1e-6 * share[..., None] / volts**2 / 2
+    shunt = 1j * b
+    parts, start = [], 0
     for i, (connection, neutral) in enumerate(zip(connections, neutrals, strict=True)):
         m = winding_conductors(phases, connection)
-        times = np.abs(incidence(static)).sum((0, 1))[sum(map(len, parts)) :][:m]
-        part = jnp.asarray(times, b.dtype) * shunt[i]
+        times = np.abs(incidence(static)).sum((0, 1))[start : start + m].astype(b.dtype)
+        last = (np.arange(m) == m - 1).astype(b.dtype)
+        times, last = beside(times, shunt), beside(last, shunt)
+        part = shunt[..., i, None] * times
         if neutral == "open":
-            part = part.at[-1].add(shunt[i])
+            part = part + shunt[..., i, None] * last
         elif neutral == "solid":
-            part = part.at[-1].add(SOLID_NEUTRAL_S)
+            part = part + SOLID_NEUTRAL_S * last
         elif neutral == "impedance":
-            z = lax.complex(params["r_neutral_ohm"][i], params["x_neutral_ohm"][i])
-            part = part.at[-1].add(1 / z)
+            z = xp.asarray(params["r_neutral_ohm"])[..., i] + 1j * xp.asarray(params["x_neutral_ohm"])[..., i]
+            part = part + (1 / z)[..., None] * last
         parts.append(part)
-    return jnp.concatenate(parts)
+        start += m
+    return xp.concatenate(parts, axis=-1)
 
 
-def capacitor_step_admittance(static: tuple, params: Params) -> jax.Array:
+def capacitor_step_admittance(static: tuple, params: Params) -> Array:
     """The admittance of each step alone, in one phase (wye) or one side of the delta.
 
     Returns:
-      Complex (steps,) in siemens, whether the step is closed or not.
+      Complex (..., steps) in siemens, whether the step is closed or not.
     """
+    xp = namespace(params)
     _, phases, connection, _ = static
-    kv = params["kv"]
+    kv = xp.asarray(params["kv"])[..., None]
     if connection == "wye" and phases > 1:
         kv = kv / math.sqrt(3)
-    b = params["kvar"] / phases / kv**2 * 1e-3
-    y = lax.complex(jnp.zeros_like(b), b)
-    z = lax.complex(params["r_ohm"], params["xl_ohm"])
+    y = 1j * (xp.asarray(params["kvar"]) / phases / kv**2 * 1e-3)
+    z = xp.asarray(params["r_ohm"]) + 1j * xp.asarray(params["xl_ohm"])
     return y / (1 + z * y * (3 if connection == "delta" and phases == 3 else 1))
 
 
@@ -190,77 +196,93 @@ def capacitor_pairs(static: tuple) -> np.ndarray:
 # --- Elements to matrices. ---
 
 
-def _two_port(y: jax.Array, shunt: jax.Array | float = 0.0) -> jax.Array:
+def _each(a: Array) -> Array:
+    """One number an element, beside matrices."""
+    return a[..., None, None]
+
+
+def _two_port(y: Array, shunt: Array | float = 0.0) -> Array:
     """The matrix of series admittance y between two terminals, half of `shunt` at each."""
+    xp = namespace(y)
     own = y + shunt / 2
-    return jnp.block([[own, -y], [-y, own]])
+    top, bottom = xp.concatenate([own, -y], axis=-1), xp.concatenate([-y, own], axis=-1)
+    return xp.concatenate([top, bottom], axis=-2)
 
 
-def _line(static: tuple, params: Params) -> jax.Array:
+def _line(static: tuple, params: Params) -> Array:
+    xp = namespace(params)
     _, n, kind, *rest = static
-    length = params["length"] * params["unit_factor"]
+    length = _each(params["length"] * params["unit_factor"])
     if kind == "geometry":
         z, yc = line_constants(n, rest[0], params)
-        return _two_port(jnp.linalg.inv(z * length), yc * length)
+        return _two_port(xp.linalg.inv(z * length), yc * length)
     if kind == "matrix":
-        z, c = lax.complex(params["r"], params["x"]), params["c"]
+        z, c = params["r"] + 1j * params["x"], params["c"]
     else:
-        z1, c1 = lax.complex(params["r1"], params["x1"]), params["c1"]
-        z0, c0 = (z1, c1) if n == 1 else (lax.complex(params["r0"], params["x0"]), params["c0"])
+        z1, c1 = params["r1"] + 1j * params["x1"], params["c1"]
+        z0, c0 = (z1, c1) if n == 1 else (params["r0"] + 1j * params["x0"], params["c0"])
         z, c = _sequence_matrix(n, z1, z0), _sequence_matrix(n, c1, c0)
-    b = 2 * math.pi * params["frequency_hz"] * 1e-9 * c * length
-    return _two_port(jnp.linalg.inv(z * length), lax.complex(jnp.zeros_like(b), b))
+    b = 2 * math.pi * _each(params["frequency_hz"]) * 1e-9 * c * length
+    return _two_port(xp.linalg.inv(z * length), 1j * b)
 
 
-def _sequence_matrix(n: int, one: jax.Array, zero: jax.Array) -> jax.Array:
+def _sequence_matrix(n: int, one: Array, zero: Array) -> Array:
     """`(2 one + zero)/3` on the diagonal, `(zero - one)/3` off it."""
-    return one * jnp.eye(n, dtype=one.dtype) + (zero - one) / 3
+    own = _each(one)
+    return own * beside(np.eye(n, dtype=one.dtype), own) + _each((zero - one) / 3)
 
 
-def _source(static: tuple, params: Params) -> jax.Array:
+def _source(static: tuple, params: Params) -> Array:
+    xp = namespace(params)
     _, n, symmetric = static
-    z1 = lax.complex(params["r1_ohm"], params["x1_ohm"])
-    z0 = z1 if n == 1 else lax.complex(params["r0_ohm"], params["x0_ohm"])
+    z1 = params["r1_ohm"] + 1j * params["x1_ohm"]
+    z0 = z1 if n == 1 else params["r0_ohm"] + 1j * params["x0_ohm"]
     if symmetric or n == 1:
-        return jnp.linalg.inv(_sequence_matrix(n, z1, z0))
-    z2 = lax.complex(params["r2_ohm"], params["x2_ohm"])
-    z = (z0 + z1 + z2) / 3 * jnp.eye(n, dtype=z1.dtype)
+        return xp.linalg.inv(_sequence_matrix(n, z1, z0))
+    z2 = params["r2_ohm"] + 1j * params["x2_ohm"]
+    z = _each((z0 + z1 + z2) / 3)
+    z = z * beside(np.eye(n, dtype=z1.dtype), z)
     if n == 3:
-        ring = np.roll(np.eye(3), 1, axis=0)  # entries 21, 32 and 13
+        ring = beside(np.roll(np.eye(3), 1, axis=0).astype(z1.dtype), z)  # entries 21, 32 and 13
         below, above = (z0 + A**2 * z1 + A * z2) / 3, (z0 + A * z1 + A**2 * z2) / 3
-        z = z + below * jnp.asarray(ring, z.dtype) + above * jnp.asarray(ring.T, z.dtype)
-    return jnp.linalg.inv(z)
+        z = z + _each(below) * ring + _each(above) * ring.swapaxes(-1, -2)
+    return xp.linalg.inv(z)
 
 
-def _transformer(static: tuple, params: Params) -> jax.Array:
+def _transformer(static: tuple, params: Params) -> Array:
+    xp = namespace(params)
     y1 = winding_admittance(static, params)
-    y1 = y1 / (params["tap"][:, None] * params["tap"][None, :])
-    b = jnp.asarray(incidence(static), y1.dtype)
-    y = jnp.einsum("kim,ij,kjn->mn", b, y1, b)
-    return y + jnp.diag(ground_admittance(static, params))
+    y1 = y1 / (params["tap"][..., :, None] * params["tap"][..., None, :])
+    b = incidence(static).astype(y1.dtype)
+    y = xp.einsum("kim,...ij,kjn->...mn", b, y1, b)
+    ground = ground_admittance(static, params)
+    return y + ground[..., None] * beside(np.eye(ground.shape[-1], dtype=y.dtype), y)
 
 
-def _capacitor(static: tuple, params: Params) -> jax.Array:
-    y = jnp.sum(params["closed"] * capacitor_step_admittance(static, params))
-    b = jnp.asarray(capacitor_pairs(static), y.dtype)
-    return y * (b.T @ b)
+def _capacitor(static: tuple, params: Params) -> Array:
+    y = (params["closed"] * capacitor_step_admittance(static, params)).sum(-1)
+    b = capacitor_pairs(static).astype(y.dtype)
+    y = _each(y)
+    return y * beside(b.T @ b, y)
 
 
-def _reactor(static: tuple, params: Params) -> jax.Array:
-    y = 1 / lax.complex(params["r_ohm"], params["x_ohm"])
+def _reactor(static: tuple, params: Params) -> Array:
+    y = 1 / (params["r_ohm"] + 1j * params["x_ohm"])
     if "rp_ohm" in params:
         y = y + 1 / params["rp_ohm"]
-    b = jnp.asarray(capacitor_pairs(static), y.dtype)
-    return y * (b.T @ b)
+    b = capacitor_pairs(static).astype(y.dtype)
+    y = _each(y)
+    return y * beside(b.T @ b, y)
 
 
-def _switch(static: tuple, params: Params) -> jax.Array:
-    y = params["closed"] / lax.complex(params["r_ohm"], params["x_ohm"])
-    return _two_port(y * jnp.eye(static[1], dtype=y.dtype))
+def _switch(static: tuple, params: Params) -> Array:
+    y = params["closed"] / (params["r_ohm"] + 1j * params["x_ohm"])
+    y = _each(y)
+    return _two_port(y * beside(np.eye(static[1], dtype=y.dtype), y))
 
 
-def _admittance(static: tuple, params: Params) -> jax.Array:
-    return lax.complex(params["g"], params["b"])
+def _admittance(static: tuple, params: Params) -> Array:
+    return params["g"] + 1j * params["b"]
 
 
 _PRIMITIVES = {
@@ -274,9 +296,10 @@ _PRIMITIVES = {
 }
 
 
-def _winding_bases(static: tuple, params: Params) -> tuple[jax.Array, jax.Array]:
-    """The windings' volts across one phase (w,), and the volt-amperes of one phase."""
+def _winding_bases(static: tuple, params: Params) -> tuple[Array, Array]:
+    """The windings' volts across one phase (..., w), and the volt-amperes of one phase."""
+    xp = namespace(params)
     _, phases, connections, *_ = static
-    root = [math.sqrt(3) if c == "wye" and phases > 1 else 1.0 for c in connections]
-    kv = jnp.asarray(params["kv"])
-    return kv * 1e3 / jnp.asarray(root, kv.dtype), params["kva"] * 1e3 / phases
+    kv = xp.asarray(params["kv"])
+    root = np.array([math.sqrt(3) if c == "wye" and phases > 1 else 1.0 for c in connections], kv.dtype)
+    return kv * 1e3 / beside(root, kv), xp.asarray(params["kva"]) * 1e3 / phases

@@ -42,7 +42,6 @@ import functools
 from typing import cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gridjax import layout as tables
@@ -58,6 +57,7 @@ from gridjax.branches import (
 from gridjax.feeder import Feeder
 from gridjax.grid import Chord, Grid, OperatingPoint, Tier, Units, Zones
 from gridjax.layout import Group, Layout, Parameters, lay_out
+from gridjax.namespace import Array, add_at, namespace, set_at
 from gridjax.powerflow.chord import linearize
 from gridjax.powerflow.injections import IMPEDANCE, Laws
 from gridjax.validate import check
@@ -83,21 +83,15 @@ def compile(  # the public name; shadows the builtin nowhere but here
       ValueError: `validate(feeder)` finds problems; the message lists them by element.
     """
     check(feeder)
-    dtype = jnp.zeros(0).dtype if dtype is None else np.dtype(dtype)  # type: ignore[arg-type]
-    with jax.enable_x64(True):
-        layout, parameters = lay_out(feeder, zone_ports, zone_nodes)
-        lowered = jax.jit(functools.partial(assemble, layout)).lower(parameters)
-        # It runs once: optimising it would take longer than running it.
-        grid = lowered.compile(compiler_options={"xla_backend_optimization_level": "0"})(parameters)
-        grid = jax.tree.map(np.asarray, grid)
-    cast = functools.partial(_cast, dtype=dtype)
-    return jax.tree.map(cast, grid)
+    dtype = jax.dtypes.canonicalize_dtype(float) if dtype is None else np.dtype(dtype)  # type: ignore[arg-type]
+    grid = assemble(*lay_out(feeder, zone_ports, zone_nodes))
+    return jax.tree.map(functools.partial(_cast, dtype=dtype), grid)
 
 
 def _cast(a: np.ndarray, dtype: np.dtype) -> jax.Array:
-    if a.dtype == np.float32:  # of the chord, whatever the rest
-        return jnp.asarray(a)
-    return jnp.asarray(a, dtype if a.dtype.kind == "f" else np.int32)
+    """Converted in NumPy: for JAX each shape would be a program of its own. The chord is float32 whatever the rest."""
+    a = np.asarray(a)
+    return jax.device_put(a if a.dtype == np.float32 else a.astype(dtype if a.dtype.kind == "f" else np.int32))
 
 
 def real(a: jax.Array, rows: list[int], columns: list[int]) -> jax.Array:
@@ -105,21 +99,22 @@ def real(a: jax.Array, rows: list[int], columns: list[int]) -> jax.Array:
 
     Each kind of a vector is stored as real parts, then imaginary parts.
     """
+    xp = namespace(a)
     blocks, i = [], 0
     for r in rows:
         line, j = [], 0
         for c in columns:
             b = a[..., i : i + r, j : j + c]
-            top = jnp.concatenate([b.real, -b.imag], axis=-1)
-            line.append(jnp.concatenate([top, jnp.concatenate([b.imag, b.real], axis=-1)], axis=-2))
+            top = xp.concatenate([b.real, -b.imag], axis=-1)
+            line.append(xp.concatenate([top, xp.concatenate([b.imag, b.real], axis=-1)], axis=-2))
             j += c
-        blocks.append(jnp.concatenate(line, axis=-1))
+        blocks.append(xp.concatenate(line, axis=-1))
         i += r
-    return jnp.concatenate(blocks, axis=-2)
+    return xp.concatenate(blocks, axis=-2)
 
 
 def assemble(layout: Layout, parameters: Parameters) -> Grid:
-    """The jnp half of `compile`: from numbers to operators, differentiable and vmappable.
+    """The second half of `compile`: from numbers to operators, differentiable and vmappable.
 
     Args:
       layout: from `lay_out`.
@@ -127,16 +122,13 @@ def assemble(layout: Layout, parameters: Parameters) -> Grid:
         and switches of micro-ohms make the matrices stiff.
 
     Returns:
-      A grid of the parameters' precision.
+      A grid of the parameters' precision: NumPy arrays where all parameters are, else JAX's.
     """
-    s = layout.shape
-    parameters = jax.tree.map(jnp.asarray, parameters)
-    base = jnp.asarray(1e6 * layout.feeder.base_mva, parameters.unit_volts.dtype)
-    volts = jnp.asarray(layout.node_volts)
-    primitives = [
-        jax.vmap(functools.partial(primitive, g.static))(p)
-        for g, p in zip(layout.groups, parameters.elements, strict=True)
-    ]
+    s, xp = layout.shape, namespace(parameters)
+    parameters = jax.tree.map(xp.asarray, parameters)
+    base = xp.asarray(1e6 * layout.feeder.base_mva, parameters.unit_volts.dtype)
+    volts = xp.asarray(layout.node_volts)
+    primitives = [primitive(g.static, p) for g, p in zip(layout.groups, parameters.elements, strict=True)]
     per_unit = [
         y * volts[g.nodes][:, :, None] * volts[g.nodes][:, None, :] / base
         for g, y in zip(layout.groups, primitives, strict=True)
@@ -146,7 +138,7 @@ def assemble(layout: Layout, parameters: Parameters) -> Grid:
     zones, emf = _zones(layout, parameters, y, drops, ports)
     steps = step_admittances(layout, parameters, base)
     width = max(len(e) for e in _emf(layout, parameters))
-    all_emf = jnp.stack([jnp.pad(e, (0, width - len(e))) for e in _emf(layout, parameters)])
+    all_emf = xp.stack([xp.pad(e, (0, width - len(e))) for e in _emf(layout, parameters)])
     nominal = OperatingPoint(**{k: getattr(parameters, k) for k in OperatingPoint.__dataclass_fields__})
     static, tapped = tapped_transformers(layout, parameters)
     grid = Grid(
@@ -159,9 +151,9 @@ def assemble(layout: Layout, parameters: Parameters) -> Grid:
         tapped=tapped,
         step_re=steps.real,
         step_im=steps.imag,
-        step_bank=jnp.asarray(layout.step_bank),
-        series_bank=jnp.asarray([float(in_series(c)) for c in layout.feeder.capacitors]),
-        node_place=jnp.asarray(layout.node_place),
+        step_bank=xp.asarray(layout.step_bank),
+        series_bank=xp.asarray([float(in_series(c)) for c in layout.feeder.capacitors]),
+        node_place=xp.asarray(layout.node_place),
         node_volts=volts,
         bus_phases=bus_phases(layout),
         rating_a=ampacities(layout),
@@ -172,22 +164,23 @@ def assemble(layout: Layout, parameters: Parameters) -> Grid:
         shape=s,
         tapped_static=static,
     )
-    return dataclasses.replace(grid, chord=linearize(grid))
+    return jax.tree.map(xp.asarray, dataclasses.replace(grid, chord=linearize(grid)))
 
 
-def _real_vector(a: jax.Array) -> jax.Array:
-    return jnp.concatenate([a.real, a.imag], axis=-1)
+def _real_vector(a: Array) -> Array:
+    return namespace(a).concatenate([a.real, a.imag], axis=-1)
 
 
-def _zone_matrices(layout: Layout, per_unit: list[jax.Array], base: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _zone_matrices(layout: Layout, per_unit: list[Array], base: Array) -> tuple[Array, Array]:
     """Nodal matrices of the lowest tier's zones over interior, boundary and ground nodes.
 
     The switches are apart, in the coordinates of `layout.drops`.
     """
     s = layout.shape
     size = s.interior + s.boundary + 1
-    y = jnp.zeros((len(layout.partition.zones), size, size), per_unit[0].dtype)
-    switches = jnp.zeros_like(y)
+    xp = namespace(per_unit)
+    y = xp.zeros((len(layout.partition.zones), size, size), per_unit[0].dtype)
+    switches = xp.zeros_like(y)
     for g, p in zip(layout.groups, per_unit, strict=True):
         if g.kind == "switches" and layout.drops is not None:
             n = g.local.shape[1] // 2
@@ -195,54 +188,57 @@ def _zone_matrices(layout: Layout, per_unit: list[jax.Array], base: jax.Array) -
             volts = layout.node_volts[g.nodes][:, :, None]
             alike = np.abs(volts[:, :n] - volts[:, n:]) < 1e-9 * volts[:, :n]
             near = np.where(alike, t[:, :n] - t[:, n:], t[:, :n] - t[:, n:] * volts[:, n:] / volts[:, :n])
-            series = jnp.diagonal(p, axis1=1, axis2=2)[:, :n]
-            switches = switches.at[g.zone].add(jnp.einsum("ek,eki,ekj->eij", series, near, near))
+            series = xp.diagonal(p, axis1=1, axis2=2)[:, :n]
+            switches = add_at(switches, g.zone, xp.einsum("ek,eki,ekj->eij", series, near, near))
             continue
         zone = g.zone[:, None, None]
-        y = y.at[zone, g.local[:, :, None], g.local[:, None, :]].add(p)
+        y = add_at(y, (zone, g.local[:, :, None], g.local[:, None, :]), p)
         if g.kind == "sources" and g.rows[0] == 0:  # the EMF's side of the first source
             head = s.interior + np.arange(g.local.shape[1])
             i, j = g.local[0][:, None], head[None, :]
-            y = y.at[0, i, j].add(-p[0]).at[0, j.T, i.T].add(-p[0]).at[0, j.T, j].add(p[0])
+            for at, change in (((0, i, j), -p[0]), ((0, j.T, i.T), -p[0]), ((0, j.T, j), p[0])):
+                y = add_at(y, at, change)
     return y, switches
 
 
-def _ports(layout: Layout, parameters: Parameters, volts: jax.Array, base: jax.Array):
+def _ports(layout: Layout, parameters: Parameters, volts: Array, base: Array):
     """Where slots inject (F), what they see (G) and the direct term (D), over the lowest tier's zones."""
     s = layout.shape
     count = len(layout.partition.zones)
     size, m = s.interior + s.boundary + 1, s.slots
-    dtype = jnp.result_type(volts, jnp.complex64)
-    f = jnp.zeros((count, size, m), dtype)
+    xp = namespace(volts)
+    dtype = xp.result_type(volts, np.complex64)
+    f = xp.zeros((count, size, m), dtype)
     zone, slot = layout.unit_place // m, layout.unit_place % m
     for side, sign in ((0, 1.0), (1, -1.0)):
         ratio = sign * volts[layout.unit_nodes[:, side]] / parameters.unit_volts
-        f = f.at[zone, layout.unit_local[:, side], slot].add(ratio.astype(dtype))
-    g = jnp.swapaxes(f, 1, 2)
-    d = jnp.zeros((count, m, m), dtype)
+        f = add_at(f, (zone, layout.unit_local[:, side], slot), ratio.astype(dtype))
+    g = xp.swapaxes(f, 1, 2)
+    d = xp.zeros((count, m, m), dtype)
     for t in layout.taps:
         group: Group = layout.groups[t.group]
         params = {k: v[t.member] for k, v in parameters.elements[t.group].items()}
         scale = volts[group.nodes[t.member]]
         local, zone = group.local[t.member], t.zone[:, None]
         b = incidence(group.static)[t.phase] * scale[:, None, :]  # (phases, windings, conductors)
-        y1 = jax.vmap(functools.partial(winding_admittance, group.static))(params)
+        y1 = winding_admittance(group.static, params)
         rated = t.va / base  # currents are counted in the winding's rating, so that all slots are of order one
         y1 = y1 * (t.volts / base)[:, None, None]
         tap = params["tap"]
         own = tap[:, t.winding]
         voltage = b[:, t.winding] / (own * t.volts)[:, None]
-        current = jnp.einsum("ti,tij->tj", y1[:, t.winding] / tap, b.astype(dtype)) / own[:, None]
+        current = xp.einsum("ti,tij->tj", y1[:, t.winding] / tap, b.astype(dtype)) / own[:, None]
         e, j = t.slot[:, None], t.slot[:, None] + 1
-        f = f.at[zone, local, e].add(current).at[zone, local, j].add(voltage * rated[:, None])
-        g = g.at[zone, e, local].add(voltage).at[zone, j, local].add(current / rated[:, None])
-        d = d.at[t.zone, e[:, 0], e[:, 0]].add(-1 / own).at[t.zone, j[:, 0], j[:, 0]].add(-1 / own)
+        f = add_at(add_at(f, (zone, local, e), current), (zone, local, j), voltage * rated[:, None])
+        g = add_at(add_at(g, (zone, e, local), voltage), (zone, j, local), current / rated[:, None])
+        for k in (e[:, 0], j[:, 0]):
+            d = add_at(d, (t.zone, k, k), -1 / own)
         for u in layout.taps:  # the series voltages of all regulated windings drive this one's current
             if u.group == t.group:
                 match = (t.member[:, None] == u.member) & (t.phase[:, None] == u.phase)
                 i, k = np.nonzero(match)
                 stiff = y1[i, t.winding, u.winding] * u.volts[k] / (own[i] * tap[i, u.winding] * rated[i])
-                d = d.at[t.zone[i], j[i, 0], u.slot[k]].add(-stiff)
+                d = add_at(d, (t.zone[i], j[i, 0], u.slot[k]), -stiff)
     return f, g, d
 
 
@@ -259,36 +255,37 @@ def _reduce(y, ports, absolute, n: int):
       Z, W, T in boundary coordinates; N and N_h over interior nodes; Y_in in node coordinates.
     """
     f, g, d = ports
+    xp = namespace(y)
     m, h = f.shape[2], absolute.shape[1]
-    right = jnp.concatenate([f[:, :n], -y[:, :n, n : n + h]], axis=2)
-    solved = jnp.linalg.solve(y[:, :n, :n], right)
+    right = xp.concatenate([f[:, :n], -y[:, :n, n : n + h]], axis=2)
+    solved = xp.linalg.solve(y[:, :n, :n], right)
     big_n, n_boundary = solved[:, :, :m], solved[:, :, m:]
     z = g[:, :, :n] @ big_n + d
     w = g[:, :, :n] @ n_boundary + g[:, :, n : n + h]
     t = f[:, n : n + h] - y[:, n : n + h, :n] @ big_n
     y_in = y[:, n : n + h, n : n + h] + y[:, n : n + h, :n] @ n_boundary
-    return z, w @ absolute, jnp.swapaxes(absolute, 1, 2) @ t, big_n, n_boundary @ absolute, y_in
+    return z, w @ absolute, xp.swapaxes(absolute, 1, 2) @ t, big_n, n_boundary @ absolute, y_in
 
 
 def _zones(layout: Layout, parameters: Parameters, y, switches, ports) -> tuple[Zones, tuple]:
     """Kron reduction tier by tier, then the no-load solution from the top; also the sources' EMF."""
-    s, n = layout.shape, layout.shape.interior
+    s, n, xp = layout.shape, layout.shape.interior, namespace(y)
     filled = np.zeros((y.shape[0], n + s.boundary), bool)
     filled.reshape(-1)[layout.node_place] = True
-    y = y.at[:, np.arange(n), np.arange(n)].add(jnp.where(filled[:, :n], 0.0, 1.0))
+    y = add_at(y, (slice(None), np.arange(n), np.arange(n)), np.where(filled[:, :n], 0.0, 1.0))
     f, g, d = ports
-    t_v = None if layout.drops is None else jnp.asarray(layout.drops, y.dtype)
+    t_v = None if layout.drops is None else xp.asarray(layout.drops, y.dtype)
     if t_v is not None:
-        y = jnp.swapaxes(t_v, 1, 2) @ y @ t_v + switches
-        f, g = jnp.swapaxes(t_v, 1, 2) @ f, g @ t_v
+        y = xp.swapaxes(t_v, 1, 2) @ y @ t_v + switches
+        f, g = xp.swapaxes(t_v, 1, 2) @ f, g @ t_v
     absolute = _boundary_coordinates(layout.last)
     z, w, t, big_n, n_boundary, y_in = _reduce(y, (f, g, d), absolute, n)
     if t_v is not None:
         big_n = t_v[:, :n, :n] @ big_n
         n_boundary = t_v[:, :n, :n] @ n_boundary + t_v[:, :n, n:-1] @ absolute
     # The boundary's own voltages, so that every node is in a zone.
-    big_n = jnp.concatenate([big_n, jnp.zeros((y.shape[0], s.boundary, s.slots), y.dtype)], axis=1)
-    n_boundary = jnp.concatenate([n_boundary, jnp.asarray(absolute, y.dtype)], axis=1)
+    big_n = xp.concatenate([big_n, xp.zeros((y.shape[0], s.boundary, s.slots), y.dtype)], axis=1)
+    n_boundary = xp.concatenate([n_boundary, xp.asarray(absolute, y.dtype)], axis=1)
     tiers = [(z, w, t)]
     kinds = [[s.slots]]
     for tier in layout.tiers:
@@ -299,33 +296,39 @@ def _zones(layout: Layout, parameters: Parameters, y, switches, ports) -> tuple[
         tiers.append(tuple(operators))
         kinds.append([h] * tier.member.shape[1])
     emf = _emf(layout, parameters)
-    top = jnp.linalg.inv(absolute[0]) @ jnp.zeros(absolute.shape[1], y.dtype).at[: emf[0].shape[0]].set(emf[0])
+    head_form = np.linalg.inv(absolute[0])
+    top = head_form @ xp.pad(emf[0], (0, absolute.shape[1] - emf[0].shape[0]))
+    head_y = (absolute.swapaxes(1, 2) @ y_in @ absolute)[0]
     boundary = (top * parameters.source_pu[0])[None]
+    head_ref = _real_vector(boundary[0])
     for tier, (_, w, _) in zip(layout.tiers[::-1], tiers[:0:-1], strict=True):
-        outputs = jnp.einsum("zij,zj->zi", w, boundary)
+        outputs = xp.einsum("zij,zj->zi", w, boundary)
         boundary = outputs.reshape(-1, tier.local.shape[2])[tier.place]
     zones = Zones(
         tiers=tuple(_tier(o, k, t) for o, k, t in zip(tiers, kinds, (None, *layout.tiers), strict=True)),
         n=real(big_n, [big_n.shape[1]], [s.slots]),
         n_boundary=real(n_boundary, [big_n.shape[1]], [s.boundary]),
-        u_ref=_real_vector(jnp.einsum("zij,zj->zi", tiers[0][1], boundary)),
-        v_ref=_real_vector(jnp.einsum("zij,zj->zi", n_boundary, boundary)),
+        u_ref=_real_vector(xp.einsum("zij,zj->zi", tiers[0][1], boundary)),
+        v_ref=_real_vector(xp.einsum("zij,zj->zi", n_boundary, boundary)),
+        head_y=real(head_y, [len(head_y)], [len(head_y)]),
+        head_ref=head_ref,
+        head_form=head_form,
     )
     return zones, (top, *emf[1:])
 
 
 def _tier(operators, kinds: list[int], tier: tables.Tier | None) -> Tier:
     z, w, t = operators
-    h = [w.shape[2]]
+    h, xp = [w.shape[2]], namespace(z)
     none = np.zeros((0, 0), int), np.zeros(0, int)
     member, place = none if tier is None else (tier.member, tier.place)
     return Tier(
         z=real(z, kinds, kinds), w=real(w, kinds, h), t=real(t, h, kinds),
-        member=jnp.asarray(member), place=jnp.asarray(place),
+        member=xp.asarray(member), place=xp.asarray(place),
     )  # fmt: skip
 
 
-def _compose(tier: tables.Tier, y_in: jax.Array, last: np.ndarray):
+def _compose(tier: tables.Tier, y_in: Array, last: np.ndarray):
     """Nodal matrices of a tier's zones from the admittances of the tier below, and F, G, D of the members' boundaries.
 
     `last` is the lower tier's.
@@ -334,18 +337,19 @@ def _compose(tier: tables.Tier, y_in: jax.Array, last: np.ndarray):
     n, size = tier.filled.shape[1], tier.filled.shape[1] + tier.last.shape[1] + 1
     at = np.arange(zones)[:, None, None, None]
     used = tier.local < size - 1
-    blocks = jnp.where((used[..., :, None] & used[..., None, :]), y_in[tier.member], 0.0)
-    y = jnp.zeros((zones, size, size), y_in.dtype)
-    y = y.at[at, tier.local[..., :, None], tier.local[..., None, :]].add(blocks)
-    y = y.at[:, np.arange(n), np.arange(n)].add(np.where(tier.filled, 0.0, 1.0))
+    xp = namespace(y_in)
+    blocks = xp.where((used[..., :, None] & used[..., None, :]), y_in[tier.member], 0.0)
+    y = xp.zeros((zones, size, size), y_in.dtype)
+    y = add_at(y, (at, tier.local[..., :, None], tier.local[..., None, :]), blocks)
+    y = add_at(y, (slice(None), np.arange(n), np.arange(n)), np.where(tier.filled, 0.0, 1.0))
     f = np.zeros((zones, size, members, h))
     z, m, k = np.nonzero(used)
     end = last[tier.member[z, m], k]
     f[z, tier.local[z, m, k], m, k] = 1.0
     np.subtract.at(f, (z, tier.local[z, m, end], m, k), np.where(k == end, 0.0, 1.0))
     f = f.reshape(zones, size, members * h)
-    f = jnp.asarray(f, y.dtype)
-    return y, (f, jnp.swapaxes(f, 1, 2), jnp.zeros((), y.dtype))
+    f = f.astype(y.dtype)
+    return y, (f, np.swapaxes(f, 1, 2), np.zeros((), y.dtype))
 
 
 def _boundary_coordinates(last: np.ndarray) -> np.ndarray:
@@ -357,27 +361,26 @@ def _boundary_coordinates(last: np.ndarray) -> np.ndarray:
     return out
 
 
-def _emf(layout: Layout, parameters: Parameters) -> tuple[jax.Array, ...]:
+def _emf(layout: Layout, parameters: Parameters) -> tuple[Array, ...]:
     """Each source's EMF at 1 pu, a phasor a phase, in per unit of its bus."""
-    out = []
+    out, xp = [], namespace(parameters.emf_volts, parameters.emf_angle)
     for i, source in enumerate(layout.feeder.sources):
         bus = source.bus.partition(".")[0]
         phases = source.bus.count(".")
         base = 1e3 * next(b.base_kv for b in layout.feeder.buses if b.name == bus)
         angle = parameters.emf_angle[i] - 2 * np.pi * np.arange(phases) / phases
-        out.append(parameters.emf_volts[i] / base * jnp.exp(1j * angle))
+        out.append(parameters.emf_volts[i] / base * xp.exp(1j * angle))
     return tuple(out)
 
 
 def _units(layout: Layout, parameters: Parameters, per_unit, emf, base) -> Units:
     """Places every unit's law and indices in the zones' slots."""
-    s = layout.shape
+    s, xp = layout.shape, namespace(parameters)
     shape = (len(layout.partition.zones), s.slots)
     size = shape[0] * shape[1]
 
     def place(values, empty):
-        flat = jnp.full(size, empty, jnp.asarray(values).dtype)
-        return flat.at[layout.unit_place].set(values)
+        return set_at(np.full(size, empty, values.dtype), layout.unit_place, values)
 
     laws = {k: place(getattr(parameters.laws, k), IMPEDANCE[k]) for k in Laws.__dataclass_fields__}
     none = s.devices + s.banks + s.regulators
@@ -386,11 +389,11 @@ def _units(layout: Layout, parameters: Parameters, per_unit, emf, base) -> Units
     share = place(np.where(known, layout.unit_share, 0.0), 0.0)
     for t in layout.taps:
         at = (t.zone * s.slots + t.slot)[:, None] + np.arange(2)
-        device = device.at[at].set((s.devices + s.banks + t.regulator)[:, None])
-        share = share.at[at].set(1.0)
-    nodes = jnp.full((size, 2), s.nodes).at[layout.unit_place].set(layout.unit_nodes)
+        device = set_at(device, at, (s.devices + s.banks + t.regulator)[:, None])
+        share = set_at(share, at, 1.0)
+    nodes = set_at(np.full((size, 2), s.nodes), layout.unit_place, layout.unit_nodes)
     # Norton currents of further sources: I = y E, in the units' per unit.
-    current = jnp.zeros(size, jnp.result_type(base, jnp.complex64))
+    current = xp.zeros(size, xp.result_type(base, np.complex64))
     sources = layout.unit_device - s.devices - s.banks
     for group, y in zip(layout.groups, per_unit, strict=True):
         for i, row in enumerate(group.rows if group.kind == "sources" else ()):
@@ -398,14 +401,14 @@ def _units(layout: Layout, parameters: Parameters, per_unit, emf, base) -> Units
                 chosen = np.nonzero(sources == row - 1)[0]
                 volts = layout.node_volts[group.nodes[i]]
                 amps = (y[i] @ emf[row]) / volts * parameters.unit_volts[chosen]
-                current = current.at[layout.unit_place[chosen]].set(amps)
+                current = set_at(current, layout.unit_place[chosen], amps)
     units = Units(
         laws=Laws(**laws),
         device=device,
         share=share,
         volts=place(parameters.unit_volts, 1.0),
         nodes=nodes,
-        emf=jnp.zeros(0),
+        emf=xp.zeros(0),
         emf_source=place(np.maximum(sources + 1, 0), 0),
     )
     units = jax.tree.map(lambda a: a.reshape(*shape, *a.shape[1:]) if a.size else a, units)

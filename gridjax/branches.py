@@ -1,20 +1,18 @@
 """The parts of a grid that only results need: primitive matrices on common axes, ratings, what taps and steps change.
 
-The functions run under `gridjax.assembly.assemble`, in jnp, on the primitive matrices that it has computed.
+The functions run under `gridjax.assembly.assemble`, on the primitive matrices that it has computed.
 """
 
 from __future__ import annotations
 
-import functools
-
 import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gridjax.admittance import capacitor_pairs, capacitor_step_admittance
 from gridjax.feeder import Capacitor, split_terminal
 from gridjax.layout import KINDS, Group, Layout, Parameters, rated_volts
+from gridjax.namespace import Array, namespace, set_at
 
 
 @flax.struct.dataclass
@@ -34,25 +32,26 @@ def in_series(bank: Capacitor) -> bool:
     return bank.bus2 is not None and any(split_terminal(bank.bus2)[1])
 
 
-def step_admittances(layout: Layout, parameters: Parameters, base: jax.Array) -> jax.Array:
+def step_admittances(layout: Layout, parameters: Parameters, base: Array) -> Array:
     """Each capacitor step's admittance a phase, in per unit of its bank's rating."""
     feeder = layout.feeder
     first = np.cumsum([0] + [len(c.kvar) for c in feeder.capacitors])
-    out = jnp.zeros(first[-1], jnp.result_type(base, jnp.complex64))
+    xp = namespace(parameters)
+    out = xp.zeros(first[-1], xp.result_type(base, np.complex64))
     start = layout.shape.loads + layout.shape.generators
     for group, params in zip(layout.groups, parameters.elements, strict=True):
         if group.kind != "capacitors":
             continue
-        y = jax.vmap(functools.partial(capacitor_step_admittance, group.static))(params)
+        y = capacitor_step_admittance(group.static, params)
         unit = np.array([np.nonzero(layout.unit_device == start + r)[0][0] for r in group.rows])
         at = first[group.rows][:, None] + np.arange(y.shape[1])
-        out = out.at[at].set(y * parameters.unit_volts[unit][:, None] ** 2 / base)
+        out = set_at(out, at, y * parameters.unit_volts[unit][:, None] ** 2 / base)
     return out
 
 
-def branch_matrices(layout: Layout, primitives: list[jax.Array], base: jax.Array) -> dict[str, Branches]:
+def branch_matrices(layout: Layout, primitives: list[Array], base: Array) -> dict[str, Branches]:
     """Every kind's primitive matrices on common axes (elements, terminals, conductors); banks at 1 pu."""
-    out = {}
+    out, xp = {}, namespace(primitives, base)
     for kind in KINDS:
         groups = [(g, y) for g, y in zip(layout.groups, primitives, strict=True) if g.kind == kind]
         if not groups:
@@ -60,25 +59,25 @@ def branch_matrices(layout: Layout, primitives: list[jax.Array], base: jax.Array
         count = sum(len(g.rows) for g, _ in groups)
         terminals = max(len(g.terminals) for g, _ in groups)
         width = max(max(g.terminals) for g, _ in groups)
-        y_all = jnp.zeros((count, terminals * width, terminals * width), groups[0][1].dtype)
+        y_all = xp.zeros((count, terminals * width, terminals * width), groups[0][1].dtype)
         nodes = np.full((count, terminals * width), layout.shape.nodes)
         for g, y in groups:
             at = np.concatenate([t * width + np.arange(k) for t, k in enumerate(g.terminals)])
             if kind == "capacitors":
                 y = _pattern(layout, g, base)
-            y_all = y_all.at[g.rows[:, None, None], at[None, :, None], at[None, None, :]].set(y)
+            y_all = set_at(y_all, (g.rows[:, None, None], at[None, :, None], at[None, None, :]), y)
             nodes[g.rows[:, None], at[None, :]] = g.nodes
         nodes = nodes.reshape(count, terminals, width)
-        out[kind] = Branches(y_re=y_all.real, y_im=y_all.imag, nodes=jnp.asarray(nodes))
+        out[kind] = Branches(y_re=y_all.real, y_im=y_all.imag, nodes=xp.asarray(nodes))
     return out
 
 
-def _pattern(layout: Layout, group: Group, base: jax.Array) -> jax.Array:
+def _pattern(layout: Layout, group: Group, base: Array) -> Array:
     """The banks' matrices for 1 pu of admittance in each phase."""
     banks = [layout.feeder.capacitors[r] for r in group.rows]
     rated = np.array([rated_volts(c.kv, c.phases, c.connection) for c in banks])
     pairs = capacitor_pairs(group.static)
-    return jnp.asarray(pairs.T @ pairs)[None] * (base / rated**2)[:, None, None] + 0j
+    return (pairs.T @ pairs)[None] * (base / rated**2)[:, None, None] + 0j
 
 
 def tapped_transformers(layout: Layout, parameters: Parameters):
@@ -96,14 +95,13 @@ def tapped_transformers(layout: Layout, parameters: Parameters):
             if t.group == g:
                 tap_of[[rows.index(m) for m in t.member], t.winding] = t.regulator
         params.append(
-            {k: v[which] for k, v in parameters.elements[g].items()}
-            | {"regulator": jnp.asarray(tap_of), "row": jnp.asarray(group.rows[which])}
+            {k: v[which] for k, v in parameters.elements[g].items()} | {"regulator": tap_of, "row": group.rows[which]}
         )
         static.append((group.static, group.terminals))
     return tuple(static), tuple(params)
 
 
-def bus_phases(layout: Layout) -> jax.Array:
+def bus_phases(layout: Layout) -> Array:
     """(buses, 3): the nodes 1, 2, 3 of each bus, one past the last node where absent."""
     out = np.full((len(layout.feeder.buses), 3), layout.shape.nodes)
     i = 0
@@ -112,15 +110,14 @@ def bus_phases(layout: Layout) -> jax.Array:
             if node <= 3:
                 out[b, node - 1] = i
             i += 1
-    return jnp.asarray(out)
+    return out
 
 
-def ampacities(layout: Layout) -> dict[str, jax.Array]:
+def ampacities(layout: Layout) -> dict[str, Array]:
     """Rated amperes, infinite where none is given; of a transformer's windings (elements, windings)."""
     feeder = layout.feeder
     out = {
-        kind: jnp.asarray([x.rating_a or np.inf for x in getattr(feeder, kind)], float)
-        for kind in ("lines", "switches")
+        kind: np.array([x.rating_a or np.inf for x in getattr(feeder, kind)], float) for kind in ("lines", "switches")
     }
     width = max([len(t.windings) for t in feeder.transformers], default=1)
     amps = np.full((len(feeder.transformers), width), np.inf)
@@ -129,5 +126,5 @@ def ampacities(layout: Layout) -> dict[str, jax.Array]:
             delta = w.connection == "delta" and t.phases > 1
             phase_kv = w.kv / np.sqrt(3) if t.phases > 1 else w.kv
             amps[i, k] = w.kva / t.phases / phase_kv if not delta else w.kva / (np.sqrt(3) * w.kv)
-    out["transformers"] = jnp.asarray(amps)
+    out["transformers"] = amps
     return out

@@ -69,6 +69,9 @@ class Zones:
     n_boundary: jax.Array  # (zones, 2 (interior + boundary), 2 boundary)
     u_ref: jax.Array  # (zones, 2 slots)
     v_ref: jax.Array  # (zones, 2 (interior + boundary))
+    head_y: jax.Array  # (2 boundary, 2 boundary) the topmost zone's admittance, seen by the first source's EMF
+    head_ref: jax.Array  # (2 boundary,) that EMF in the no-load solution
+    head_form: jax.Array  # (boundary, boundary) boundary coordinates from the voltages of its nodes
 
 
 @flax.struct.dataclass

@@ -40,9 +40,10 @@ from __future__ import annotations
 
 import math
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+from gridjax.namespace import Array, beside, namespace
 
 EARTH_MODELS = ("deri", "carson", "fullcarson")
 MU0 = 12.56637e-7  # H/m
@@ -56,7 +57,7 @@ C2 = 1.3659315
 C4 = C2 + 1 / 4 + 1 / 6
 
 
-def bessel_quotient(s_squared: jax.Array) -> jax.Array:
+def bessel_quotient(s_squared: Array) -> Array:
     """`s I0(s)/I1(s)` of a complex argument given by its square, to rounding for |s| up to 40.
 
     Args:
@@ -68,13 +69,18 @@ def bessel_quotient(s_squared: jax.Array) -> jax.Array:
     Guarantees:
       Differentiable everywhere in that range, at 0 too (where it is 2 + s^2/4 + ...).
     """
-    orders = jnp.arange(2 * BESSEL_TERMS, 2, -2).astype(s_squared.real.dtype)
-    last = jnp.full_like(s_squared, 2.0 * BESSEL_TERMS + 2)
-    tail, _ = lax.scan(lambda f, n: (n + s_squared / f, None), last, orders)
+    xp = namespace(s_squared)
+    orders = np.arange(2 * BESSEL_TERMS, 2, -2).astype(s_squared.real.dtype)
+    tail = xp.full_like(s_squared, 2.0 * BESSEL_TERMS + 2)
+    if xp is np:
+        for n in orders:
+            tail = n + s_squared / tail
+    else:
+        tail, _ = lax.scan(lambda f, n: (n + s_squared / f, None), tail, orders)
     return 2 + s_squared / tail
 
 
-def earth_return(model: str, h_sum: jax.Array, d: jax.Array, rho: jax.Array, frequency: jax.Array) -> jax.Array:
+def earth_return(model: str, h_sum: Array, d: Array, rho: Array, frequency: Array) -> Array:
     """The earth's part of the impedance between conductors, less its geometric logarithm.
 
     Args:
@@ -87,87 +93,90 @@ def earth_return(model: str, h_sum: jax.Array, d: jax.Array, rho: jax.Array, fre
     Returns:
       Complex ohm/m, of the shape of `h_sum`.
     """
+    xp = namespace(h_sum, d, rho, frequency)
     w = TWO_PI * frequency
     k = w * MU0 / TWO_PI
     if model == "deri":
-        depth = 1 / jnp.sqrt(lax.complex(jnp.zeros_like(w), w * MU0 / rho))
-        return 1j * k * jnp.log(jnp.sqrt((h_sum + 2 * depth) ** 2 + d**2))
+        depth = 1 / xp.sqrt(1j * (w * MU0 / rho))
+        return 1j * k * xp.log(xp.sqrt((h_sum + 2 * depth) ** 2 + d**2))
     if model == "carson":
-        one = jnp.ones_like(h_sum)
-        return lax.complex(w * MU0 / 8 * one, k * jnp.log(658.5 * jnp.sqrt(rho / frequency)) * one)
-    distance = jnp.sqrt(h_sum**2 + d**2)
-    t = jnp.arctan2(jnp.abs(d), h_sum)
-    m = 2.8099e-3 * distance * jnp.sqrt(frequency / rho)
-    log_m = jnp.log(m)
+        one = xp.ones_like(h_sum)
+        return (w * MU0 / 8 + 1j * (k * xp.log(658.5 * xp.sqrt(rho / frequency)))) * one
+    distance = xp.sqrt(h_sum**2 + d**2)
+    t = xp.arctan2(xp.abs(d), h_sum)
+    m = 2.8099e-3 * distance * xp.sqrt(frequency / rho)
+    log_m = xp.log(m)
     p = (
         math.pi / 8
-        - B1 * m * jnp.cos(t)
-        + B2 * m**2 * ((C2 - log_m) * jnp.cos(2 * t) + t * jnp.sin(2 * t))
-        + B3 * m**3 * jnp.cos(3 * t)
-        - D4 * m**4 * jnp.cos(4 * t)
+        - B1 * m * xp.cos(t)
+        + B2 * m**2 * ((C2 - log_m) * xp.cos(2 * t) + t * xp.sin(2 * t))
+        + B3 * m**3 * xp.cos(3 * t)
+        - D4 * m**4 * xp.cos(4 * t)
     )
     q = (
         0.5 * (math.log(1.85138) - log_m)
-        + B1 * m * jnp.cos(t)
-        - D2 * m**2 * jnp.cos(2 * t)
-        + B3 * m**3 * jnp.cos(3 * t)
-        - B4 * m**4 * ((C4 - log_m) * jnp.cos(4 * t) + t * jnp.sin(4 * t))
-        + 0.5 * jnp.log(distance)
+        + B1 * m * xp.cos(t)
+        - D2 * m**2 * xp.cos(2 * t)
+        + B3 * m**3 * xp.cos(3 * t)
+        - B4 * m**4 * ((C4 - log_m) * xp.cos(4 * t) + t * xp.sin(4 * t))
+        + 0.5 * xp.log(distance)
     )
-    return w * MU0 / math.pi * lax.complex(p, q)
+    return w * MU0 / math.pi * (p + 1j * q)
 
 
-def line_constants(phases: int, earth_model: str, params: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def line_constants(phases: int, earth_model: str, params: dict[str, Array]) -> tuple[Array, Array]:
     """Impedance and admittance per metre of the first `phases` of n overhead conductors.
 
     Args:
       phases: how many conductors remain; the others are grounded neutrals.
       earth_model: one of `EARTH_MODELS`.
       params: `x_m`, `h_m`, `r_dc_ohm_per_km`, `r_ac_ohm_per_km`, `gmr_m`, `radius_m` and
-        `cap_radius_m`, all of shape (n,); `rho_ohm_m` and `frequency_hz`, scalars.
+        `cap_radius_m`, all of shape (..., n); `rho_ohm_m` and `frequency_hz`, (...).
 
     Returns:
-      `(z, y)`, complex (phases, phases): ohm/m in series, S/m in shunt.
+      `(z, y)`, complex (..., phases, phases): ohm/m in series, S/m in shunt.
 
     Guarantees:
       Differentiable in every entry of `params`, but for frequencies of 40 and 1000 Hz where the
       model jumps.
     """
+    xp = namespace(params)
     x, h = params["x_m"], params["h_m"]
-    f, rho = params["frequency_hz"], params["rho_ohm_m"]
-    n = x.shape[0]
+    f, rho = (params[key][..., None, None] for key in ("frequency_hz", "rho_ohm_m"))
+    n = x.shape[-1]
     k = TWO_PI * f * MU0 / TWO_PI
-    h_sum, d = h[:, None] + h[None, :], x[:, None] - x[None, :]
-    eye = jnp.eye(n, dtype=bool)
-    squares = (h[:, None] - h[None, :]) ** 2 + d**2
-    distance = jnp.sqrt(jnp.where(eye, 1.0, squares))
+    h_sum, d = h[..., :, None] + h[..., None, :], x[..., :, None] - x[..., None, :]
+    eye = beside(np.eye(n, dtype=bool), d)
+    squares = (h[..., :, None] - h[..., None, :]) ** 2 + d**2
+    distance = xp.sqrt(xp.where(eye, 1.0, squares))
 
     r_dc = params["r_dc_ohm_per_km"] * 1e-3
+    own_f, own_k = f[..., 0], k[..., 0]
     if earth_model == "deri":
-        s_squared = lax.complex(jnp.zeros_like(r_dc), 2 * f * MU0 / r_dc)
+        s_squared = 1j * (2 * own_f * MU0 / r_dc)
         own = r_dc / 2 * bessel_quotient(s_squared)
         r, x_own = own.real, own.imag
     else:
         r = params["r_ac_ohm_per_km"] * 1e-3
-        x_own = jnp.full_like(r, 1.0) * TWO_PI * f * MU0 / (8 * math.pi)
-    at_power_frequency = (f > 40) & (f < 1000)
-    x_own = jnp.where(
+        x_own = xp.full_like(r, 1.0) * TWO_PI * own_f * MU0 / (8 * math.pi)
+    at_power_frequency = (own_f > 40) & (own_f < 1000)
+    x_own = xp.where(
         at_power_frequency,
-        -k * jnp.log(params["gmr_m"]),
-        x_own - k * jnp.log(params["radius_m"]),
+        -own_k * xp.log(params["gmr_m"]),
+        x_own - own_k * xp.log(params["radius_m"]),
     )
     z = earth_return(earth_model, h_sum, d, rho, f)
-    z = z + jnp.diag(lax.complex(r, x_own)) - 1j * k * jnp.log(distance)
+    z = z + (r + 1j * x_own)[..., None] * eye - 1j * k * xp.log(distance)
 
-    image = jnp.sqrt(h_sum**2 + d**2)
-    p = jnp.where(eye, jnp.log(2 * h / params["cap_radius_m"])[:, None], jnp.log(image / distance))
-    y = (1j * TWO_PI * f * TWO_PI * E0) * jnp.linalg.inv(p)
-    return kron(z, phases), y[:phases, :phases]
+    image = xp.sqrt(h_sum**2 + d**2)
+    p = xp.where(eye, xp.log(2 * h / params["cap_radius_m"])[..., None], xp.log(image / distance))
+    y = (1j * TWO_PI * f * TWO_PI * E0) * xp.linalg.inv(p)
+    return kron(z, phases), y[..., :phases, :phases]
 
 
-def kron(z: jax.Array, kept: int) -> jax.Array:
+def kron(z: Array, kept: int) -> Array:
     """Eliminates the rows and columns after the first `kept`, whose voltage is zero."""
-    if kept == z.shape[0]:
+    if kept == z.shape[-1]:
         return z
-    b = z[:kept, kept:]
-    return z[:kept, :kept] - b @ jnp.linalg.solve(z[kept:, kept:], z[kept:, :kept])
+    b = z[..., :kept, kept:]
+    return z[..., :kept, :kept] - b @ namespace(z).linalg.solve(z[..., kept:, kept:], z[..., kept:, :kept])

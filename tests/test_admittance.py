@@ -627,14 +627,25 @@ def test_follows_the_dtype(name):
     assert difference(y, exact) < 1e-4
 
 
+def test_numpy_in_numpy_out():
+    """What `compile` relies on: no JAX program, float64 without its flag, the same numbers."""
+    for name in EACH:
+        description = admittance.describe(*EACH[name])
+        with jax.enable_x64(False):
+            y = admittance.primitive(description.static, description.params)
+        assert type(y) in (np.ndarray, np.complex128) and y.dtype == np.complex128
+        assert difference(y, matrix(*EACH[name])) < 1e-13
+        stacked = {k: np.stack([v, v]) for k, v in description.params.items()}
+        assert difference(admittance.primitive(description.static, stacked)[1], y) < 1e-14
+
+
 def test_without_x64():
     """Float64 tables on a machine that has only float32: no warning (they are errors here)."""
     with jax.enable_x64(False):
         for name in ("line q", "line deri", "transformer", "source", "capacitor wye"):
-            description = admittance.describe(*EACH[name])
-            y = admittance.primitive(description.static, description.params)
-            assert y.dtype == np.complex64
-        static, params = (d := admittance.describe(*EACH["transformer"])).static, d.params
+            static, params = (d := admittance.describe(*EACH[name])).static, jax.tree.map(jnp.asarray, d.params)
+            assert admittance.primitive(static, params).dtype == np.complex64
+        static, params = (d := admittance.describe(*EACH["transformer"])).static, jax.tree.map(jnp.asarray, d.params)
         assert admittance.winding_admittance(static, params).dtype == np.complex64
         assert admittance.ground_admittance(static, params).dtype == np.complex64
 

@@ -11,22 +11,26 @@ PACKAGE = Path(__file__).parent.parent / "gridjax"
 # What a module (or folder) of gridjax may import from gridjax; everything else may import anything below it.
 ALLOWED = {
     "feeder": set(),
-    "line_constants": set(),
+    "namespace": set(),
+    "line_constants": {"namespace"},
     "partition": set(),
     "description": {"feeder", "line_constants"},
-    "admittance": {"description", "line_constants", "feeder"},
+    "admittance": {"description", "line_constants", "feeder", "namespace"},
     "generation": {"feeder"},
     "graph": {"feeder"},
     "consistency": {"feeder", "graph"},
     "validate": {"feeder", "graph", "consistency"},
     "io": {"feeder", "admittance", "description", "generation", "io", "validate"},
     "feeders": {"feeder", "io"},
-    "powerflow.injections": {"feeder"},
+    "powerflow.injections": {"feeder", "namespace"},
     "layout": {"feeder", "admittance", "generation", "partition", "powerflow.injections"},
-    "branches": {"feeder", "admittance", "layout"},
+    "branches": {"feeder", "admittance", "layout", "namespace"},
     "grid": {"branches", "layout", "powerflow.injections"},
-    "powerflow": {"grid", "powerflow", "powerflow.injections", "admittance"},
-    "assembly": {"feeder", "admittance", "branches", "grid", "layout", "powerflow", "powerflow.injections", "validate"},
+    "powerflow": {"grid", "powerflow", "powerflow.injections", "admittance", "namespace"},
+    "assembly": {
+        *("feeder", "admittance", "branches", "grid", "layout", "namespace", "validate"),
+        *("powerflow", "powerflow.injections"),
+    },
 }
 
 

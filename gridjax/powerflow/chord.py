@@ -16,10 +16,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gridjax.grid import Chord, Grid, Tier
+from gridjax.namespace import Array, namespace
 from gridjax.powerflow.newton import block_diagonal, slopes, times_slopes
-from gridjax.powerflow.sweep import Inputs, fixed_point, linear, mismatch, prepare, slot_currents
+from gridjax.powerflow.sweep import MIN_STEP, Inputs, fixed_point, linear, mismatch, prepare, slot_currents
 
 ROUGH = 1e-6
 NEAR = 0.1  # the last change, in per unit, of voltages worth starting from
@@ -27,13 +29,11 @@ NEAR = 0.1  # the last change, in per unit, of voltages worth starting from
 
 def linearize(grid: Grid) -> Chord:
     """The chord operators at the grid's nominal point; derivatives do not pass, for no result depends on them."""
-    grid = jax.lax.stop_gradient(grid)
+    xp = namespace(grid)
+    if xp is jnp:
+        grid = jax.lax.stop_gradient(grid)
     inputs = prepare(grid, jax.tree.map(lambda a: a[None], grid.nominal))
-    start = jnp.zeros((*grid.zones.u_ref.shape, 1), grid.zones.u_ref.dtype)
-    found = fixed_point(grid, inputs, start, 1e-6, 100)
-    fine = found.residual[0] <= 1e-6
-    _, by_re, by_im = slopes(grid, inputs, jnp.where(fine, found.u, 0.0))
-    by_re, by_im = (jnp.where(fine, a, 0.0)[..., 0] for a in (by_re, by_im))
+    u, by_re, by_im = _nominal(grid, inputs) if xp is np else _traced_nominal(grid, inputs)
     tiers: list[Tier] = []
     c = by_re
     for tier in grid.zones.tiers:
@@ -42,12 +42,47 @@ def linearize(grid: Grid) -> Chord:
             z_k, t_k = tier.z @ k, tier.t @ k
         else:
             z_k, t_k = (times_slopes(a, by_re[None], by_im[None])[0] for a in (tier.z, tier.t))
-        solved = jnp.linalg.solve(jnp.eye(z_k.shape[-1])[None] - z_k, jnp.concatenate([tier.z, tier.w], axis=2))
-        z, w = jnp.split(solved, [z_k.shape[-1]], axis=2)
+        right = xp.concatenate([tier.z, tier.w], axis=2)
+        solved = xp.linalg.solve(np.eye(z_k.shape[-1])[None] - z_k, right)
+        z, w = xp.split(solved, [z_k.shape[-1]], axis=2)
         tiers.append(dataclasses.replace(tier, z=z, w=w, t=tier.t + t_k @ z))
         c = t_k @ w
-    chord = Chord(tuple(tiers), by_re, by_im, jnp.where(fine, found.u, 0.0)[..., 0])
-    return jax.tree.map(lambda a: a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a, chord)
+    chord = Chord(tuple(tiers), by_re, by_im, u)
+    return jax.tree.map(lambda a: a.astype(np.float32) if a.dtype.kind == "f" else a, chord)
+
+
+def _traced_nominal(grid: Grid, inputs: Inputs) -> tuple[Array, Array, Array]:
+    """The slots' voltages at the nominal point, and the slopes there; zeros where no solution was found."""
+    start = jnp.zeros((*grid.zones.u_ref.shape, 1), grid.zones.u_ref.dtype)
+    found = fixed_point(grid, inputs, start, 1e-6, 100)
+    fine = found.residual[0] <= 1e-6
+    u = jnp.where(fine, found.u, 0.0)
+    _, by_re, by_im = slopes(grid, inputs, u)
+    by_re, by_im = (jnp.where(fine, a, 0.0)[..., 0] for a in (by_re, by_im))
+    return u[..., 0], by_re, by_im
+
+
+def _nominal(grid: Grid, inputs: Inputs) -> tuple[Array, Array, Array]:
+    """The same in NumPy, the slopes by differences: of the eight digits that float32 holds."""
+    u, best, length, size = np.zeros((*grid.zones.u_ref.shape, 1)), np.inf, 1.0, np.inf
+    with np.errstate(all="ignore"):
+        for _ in range(100):
+            y, _ = linear(grid.zones.tiers, slot_currents(grid, inputs, u), inputs.head)
+            size = float(mismatch(inputs, y - u)[0])
+            if not size > 1e-6 or not np.isfinite(size):
+                break
+            length = length / 2 if size > 0.95 * best and length > MIN_STEP else length
+            u, best = u + length * (y - u), size
+        if not size <= 1e-6:
+            return np.zeros(u.shape[:2]), np.zeros(u.shape[:2]), np.zeros(u.shape[:2])
+        h, m = 1e-6, grid.shape.slots
+        along_re = np.zeros_like(u)
+        along_re[:, :m] = h
+        by_re, by_im = (
+            (slot_currents(grid, inputs, u + d) - slot_currents(grid, inputs, u - d)) / (2 * h)
+            for d in (along_re, h - along_re)
+        )
+    return u[..., 0], by_re[..., 0], by_im[..., 0]
 
 
 def rough(grid: Grid, inputs: Inputs, tol: float, max_iterations: int) -> tuple[jax.Array, jax.Array]:

@@ -46,8 +46,7 @@ def batched(run: Callable[..., Any], chunk: Callable[[Any], int]) -> Callable[..
             lambda a, b: a if b else jnp.broadcast_to(a[None], (size, *a.shape)), batches, tuple(over_batches)
         )
         if any(jax.tree.leaves(over_grid)):
-            axes = jax.tree.map(lambda b: 0 if b else None, over_grid)
-            out = jax.vmap(many, in_axes=(axes, *(0 for _ in batches)))(grid, *batches)
+            out = _over_grids(many, grid, over_grid, batches, chunk)
         else:
             flat = jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), batches)
             out = kernel(grid, *flat)
@@ -55,6 +54,24 @@ def batched(run: Callable[..., Any], chunk: Callable[[Any], int]) -> Callable[..
         return out, jax.tree.map(lambda _: True, out)
 
     return kernel
+
+
+def _over_grids(many: Callable[..., Any], grid: Any, over: Any, batches: tuple, chunk: Callable[[Any], int]) -> Any:
+    """`many` for grids of their own batches each: on a processor as many grids at once as make up a chunk."""
+    leaves, tree = jax.tree.flatten(grid)
+    mapped = jax.tree.leaves(over)
+    own = [leaf for leaf, m in zip(leaves, mapped, strict=True) if m]
+
+    def whole(own):
+        parts = iter(own)
+        return jax.tree.unflatten(tree, [next(parts) if m else leaf for leaf, m in zip(leaves, mapped, strict=True)])
+
+    def one(args):
+        return many(whole(args[0]), *args[1])
+
+    scenarios = jax.tree.leaves(batches)[0].shape[1]
+    together = max(1, chunk(whole([leaf[0] for leaf in own])) // scenarios)
+    return in_chunks(jax.vmap(one), (own, batches), together)
 
 
 def in_chunks(function: Callable[[Any], Any], batch: Any, size: int) -> Any:

@@ -23,9 +23,9 @@ from __future__ import annotations
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 
 from gridjax.feeder import Generator, Load, PVSystem, Storage
+from gridjax.namespace import namespace
 
 
 @flax.struct.dataclass
@@ -142,8 +142,9 @@ def factors(laws: Laws, v2: jax.Array, exponents: bool, cutoffs: bool) -> tuple[
       cutoffs: whether any unit has a cut-off voltage (static).
     """
     # Below 1e-3 pu every law is an impedance; the floor keeps unused branches and their derivatives finite.
-    v2 = jnp.maximum(v2, 1e-6)
-    v = jnp.sqrt(v2)
+    xp = namespace(v2)
+    v2 = xp.maximum(v2, 1e-6)
+    v = xp.sqrt(v2)
     inverse = 1.0 / v
     high, inside, low = v > laws.vmax, v > laws.vmin, v <= laws.vlow
 
@@ -152,14 +153,14 @@ def factors(laws: Laws, v2: jax.Array, exponents: bool, cutoffs: bool) -> tuple[
         if exponents:
             band = band + extra * v ** (exponent - 2.0)
         line = offset * inverse + slope
-        return jnp.where(high, f_high, jnp.where(inside, band, jnp.where(low, f_low, line)))
+        return xp.where(high, f_high, xp.where(inside, band, xp.where(low, f_low, line)))
 
     fp = one(laws.power_p, laws.current_p, laws.impedance_p, laws.extra_p, laws.exponent_p,
              laws.offset_p, laws.slope_p, laws.low_p, laws.high_p)  # fmt: skip
     fq = one(laws.power_q, laws.current_q, laws.impedance_q, laws.extra_q, laws.exponent_q,
              laws.offset_q, laws.slope_q, laws.low_q, laws.high_q)  # fmt: skip
     if cutoffs:
-        drop = 0.5 * (1.0 + jnp.tanh(500.0 * (v - laws.cutoff)))
-        drop = jnp.where((laws.cutoff > 0) & ~low, drop, 1.0)
+        drop = 0.5 * (1.0 + xp.tanh(500.0 * (v - laws.cutoff)))
+        drop = xp.where((laws.cutoff > 0) & ~low, drop, 1.0)
         fp, fq = fp * drop, fq * drop
     return fp, fq

@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.linalg import lu_factor, lu_solve
 
 from gridjax.grid import Grid, Tier
+from gridjax.namespace import Array, namespace
 from gridjax.powerflow.sweep import Inputs, Solution, linear, mismatch, slot_currents
 
 MAX_HALVINGS = 6
@@ -44,18 +46,18 @@ def slopes(grid: Grid, inputs: Inputs, u: jax.Array) -> tuple[jax.Array, jax.Arr
     return x, by_re, by_im
 
 
-def times_slopes(a: jax.Array, by_re: jax.Array, by_im: jax.Array) -> jax.Array:
+def times_slopes(a: Array, by_re: Array, by_im: Array) -> Array:
     """`A K` for an operator A (zones, rows, 2 m) and slopes (batch, zones, 2 m): (batch, zones, rows, 2 m)."""
     m = a.shape[-1] // 2
     re, im = a[None, ..., :m], a[None, ..., m:]
     parts = [re * k[:, :, None, :m] + im * k[:, :, None, m:] for k in (by_re, by_im)]
-    return jnp.concatenate(parts, axis=-1)
+    return namespace(a, by_re).concatenate(parts, axis=-1)
 
 
-def block_diagonal(c: jax.Array) -> jax.Array:
+def block_diagonal(c: Array) -> Array:
     """(batch, zones, members, h, h) as block-diagonal matrices."""
     batch, zones, members, h, _ = c.shape
-    full = jnp.einsum("bzmij,mn->bzminj", c, jnp.eye(members, dtype=c.dtype))
+    full = namespace(c).einsum("bzmij,mn->bzminj", c, np.eye(members, dtype=c.dtype))
     return full.reshape(batch, zones, members * h, members * h)
 
 

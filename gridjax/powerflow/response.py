@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from gridjax.grid import Grid, OperatingPoint, Tier
 from gridjax.powerflow.newton import eliminate, slopes
-from gridjax.powerflow.sweep import largest, linear, prepare, slot_currents
+from gridjax.powerflow.sweep import largest, linear, prepare, slot_currents, upwards
 
 INNER = 4  # chord steps a correction
 OUTER = 8  # corrections
@@ -94,7 +94,7 @@ def _answer(grid: Grid, k: Slopes, c: jax.Array, transpose: bool) -> jax.Array:
 
 
 def tangent(
-    grid: Grid, points: OperatingPoint, u: jax.Array, change: OperatingPoint
+    grid: Grid, points: OperatingPoint, u: jax.Array, change: OperatingPoint, further: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """How a change of the operating points changes the solution.
 
@@ -103,6 +103,7 @@ def tangent(
       points: the operating points, (batch, ...).
       u: (batch, zones, 2 slots) the slots' voltages that solve them.
       change: of the points.
+      further: (batch, zones, 2 slots) changes of a sweep's outcome for other reasons.
 
     Returns:
       Changes of the node voltages, real and imaginary (batch, nodes), and of u.
@@ -111,7 +112,7 @@ def tangent(
     inputs, dinputs = jax.jvp(lambda p: prepare(grid, p), (points,), (change,))
     _, dx = jax.jvp(lambda i: slot_currents(grid, i, u), (inputs,), (dinputs,))
     k = slopes(grid, inputs, u)[1:]
-    c, _ = linear(grid.zones.tiers, dx, dinputs.head)
+    c = linear(grid.zones.tiers, dx, dinputs.head)[0] + jnp.moveaxis(further, 0, -1)
     du = _answer(grid, k, c, transpose=False)
     dx = dx + _times(k, du)
     _, boundary = linear(grid.zones.tiers, dx, dinputs.head)
@@ -123,8 +124,8 @@ def tangent(
 
 def cotangent(
     grid: Grid, points: OperatingPoint, u: jax.Array, re: jax.Array, im: jax.Array, u_bar: jax.Array
-) -> OperatingPoint:
-    """The transpose of `tangent` in `change`: from cotangents of the solution to those of the points."""
+) -> tuple[OperatingPoint, jax.Array]:
+    """The transpose of `tangent`: from cotangents of the solution to those of `change` and `further`."""
     u, u_bar, zs = jnp.moveaxis(u, 0, -1), jnp.moveaxis(u_bar, 0, -1), grid.zones
     batch, (zones, rows) = re.shape[0], zs.v_ref.shape
     flat = jnp.zeros((batch, zones * rows // 2), re.dtype)
@@ -138,15 +139,10 @@ def cotangent(
     head = jnp.zeros_like(inputs.head)
     down, _ = linear(tiers, u_bar, head, boundary)
     x_bar = _answer(grid, k, direct + down, transpose=True)
-    head_bar = _to_head(tiers, _times(_transposed_slopes(k), x_bar) + u_bar, boundary)
+    further = _times(_transposed_slopes(k), x_bar) + u_bar
+    carried = upwards(tiers, further, boundary)
+    head_bar = jnp.einsum("zij,zjb->zib", tiers[-1].t, carried[-1])
+    if len(tiers) == 1:
+        head_bar = head_bar + boundary
     _, pull = jax.vjp(lambda p: (slot_currents(grid, prepare(grid, p), u), prepare(grid, p).head), points)
-    return pull((x_bar, head_bar))[0]
-
-
-def _to_head(tiers: tuple[Tier, ...], y: jax.Array, boundary: jax.Array) -> jax.Array:
-    """What the transposed sweep carries to the topmost zone's boundary."""
-    up = jnp.einsum("zij,zjb->zib", tiers[0].t, y) + boundary
-    for tier in tiers[1:]:
-        x = up[tier.member].reshape(tier.z.shape[0], tier.z.shape[1], y.shape[-1])
-        up = jnp.einsum("zij,zjb->zib", tier.t, x)
-    return up
+    return pull((x_bar, head_bar))[0], jnp.moveaxis(further, -1, 0)

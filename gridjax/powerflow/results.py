@@ -8,13 +8,11 @@ conductors).
 Guarantees:
   In float64 and at a converged solution, what the sources deliver is what loads take plus losses to 1e-9 of it, and
   the currents at every node sum to zero but for the rounding of voltages times the stiffest admittance at the node
-  (1e-8 pu beside a switch of 1e-7 ohm). In float32 voltages hold (see `solve`), but currents through elements of
-  very low impedance are differences of nearly equal numbers: use float64 for them.
+  (1e-8 pu beside a switch of 1e-7 ohm). In float32 voltages, `losses` and `source_power` hold, but currents through
+  elements of very low impedance are differences of nearly equal numbers: use float64 for them.
 """
 
 from __future__ import annotations
-
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +21,7 @@ from gridjax.admittance import primitive
 from gridjax.grid import Grid, OperatingPoint
 from gridjax.powerflow.injections import factors
 from gridjax.powerflow.solve import PowerFlow
+from gridjax.powerflow.sweep import Inputs, prepare, slot_currents, source_current
 
 PASSIVE = ("lines", "switches", "transformers", "capacitors", "reactors", "admittances")
 
@@ -53,7 +52,7 @@ def _at_taps(grid: Grid, point: OperatingPoint, y: jax.Array) -> jax.Array:
         regulated = params["regulator"] < grid.shape.regulators
         numbers["tap"] = jnp.where(regulated, taps[params["regulator"]], numbers["tap"])
         at = jnp.concatenate([t * width + jnp.arange(k) for t, k in enumerate(terminals)])
-        matrix = jax.vmap(functools.partial(primitive, static))(numbers)
+        matrix = primitive(static, numbers)
         y = y.at[params["row"][:, None, None], at[:, None], at].set(matrix)
     return y
 
@@ -70,19 +69,19 @@ def _admittances(grid: Grid, point: OperatingPoint, kind: str) -> jax.Array:
 
 def currents(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> dict[str, jax.Array]:
     """Complex amperes into each element, (elements, terminals, conductors) by table name."""
-    v = _padded(flow) * grid.node_volts
-    out = {}
-    for kind, branches in grid.branches.items():
-        at = v[branches.nodes]
-        if kind == "sources":
-            at = at - _emf(grid, point)[:, None, :] * grid.node_volts[branches.nodes]
-        y = _admittances(grid, point, kind)
-        if kind in ("lines", "switches"):
-            out[kind] = _series_currents(y, at)
-        else:
-            flat = at.reshape(at.shape[0], -1)
-            out[kind] = jnp.einsum("eij,ej->ei", y, flat).reshape(at.shape)
-    return out
+    return {kind: _currents(grid, point, flow, kind) for kind in grid.branches}
+
+
+def _currents(grid: Grid, point: OperatingPoint, flow: PowerFlow, kind: str) -> jax.Array:
+    nodes = grid.branches[kind].nodes
+    at = (_padded(flow) * grid.node_volts)[nodes]
+    if kind == "sources":
+        at = at - _emf(grid, point)[:, None, :] * grid.node_volts[nodes]
+    y = _admittances(grid, point, kind)
+    if kind in ("lines", "switches"):
+        return _series_currents(y, at)
+    flat = at.reshape(at.shape[0], -1)
+    return jnp.einsum("eij,ej->ei", y, flat).reshape(at.shape)
 
 
 def _emf(grid: Grid, point: OperatingPoint) -> jax.Array:
@@ -117,15 +116,43 @@ def element_losses(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> dict[s
     return {kind: jnp.sum(s, axis=(1, 2)) for kind, s in powers(grid, point, flow).items() if kind in PASSIVE}
 
 
+def _slots(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> tuple[Inputs, jax.Array, jax.Array]:
+    """The slots' operating point, their inputs and their voltages, (zones, 2 slots, 1)."""
+    inputs = prepare(grid, jax.tree.map(lambda a: a[None], point))
+    u = flow.slots[..., None]
+    return inputs, slot_currents(grid, inputs, u), u + grid.zones.u_ref[..., None]
+
+
 def losses(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> jax.Array:
-    """Complex kVA lost in all passive elements together, capacitors' reactive power included; scalar."""
-    zero = jnp.zeros((), flow.v.dtype)
-    return sum((jnp.sum(s) for s in element_losses(grid, point, flow).values()), zero)
+    """Complex kVA lost in all passive elements together, capacitors' reactive power included; scalar.
+
+    What sources and generators deliver less what loads take: the sum of `element_losses` at a fraction of its cost,
+    and exact in float32 too.
+    """
+    m = grid.shape.slots
+    _, x, u = _slots(grid, point, flow)
+    delivered = jax.lax.complex(u[:, :m], u[:, m:]) * jax.lax.complex(x[:, :m], -x[:, m:])
+    devices = jnp.where(grid.units.device[..., None] < grid.shape.devices, delivered, 0.0)
+    return jnp.sum(source_power(grid, point, flow)) + jnp.sum(devices) * (grid.base_va / 1e3)
 
 
 def source_power(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> jax.Array:
-    """Complex kVA that each source delivers at its terminals, (sources,)."""
-    return -jnp.sum(powers(grid, point, flow)["sources"], axis=(1, 2))
+    """Complex kVA that each source delivers at its terminals, (sources,).
+
+    The first source's current is what the circuit takes, not the drop over its own impedance, which may be tiny.
+    """
+    inputs, x, _ = _slots(grid, point, flow)
+    form = grid.zones.head_form
+    h = form.shape[0]
+    amps = source_current(grid, inputs, x)[:, 0]
+    nodes = grid.branches["sources"].nodes[:, 0]
+    volts = _padded(flow)[nodes]
+    first = jnp.pad(volts[0], (0, max(0, h - volts.shape[1])))[:h]
+    first = jnp.sum((form @ first) * jax.lax.complex(amps[:h], -amps[h:])) * (grid.base_va / 1e3)
+    if grid.shape.sources == 1:
+        return first[None]
+    others = -volts * grid.node_volts[nodes] * jnp.conj(_currents(grid, point, flow, "sources")[:, 0]) / 1e3
+    return jnp.sum(others, axis=1).at[0].set(first)
 
 
 def _unit_currents_pu(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> tuple[jax.Array, jax.Array]:

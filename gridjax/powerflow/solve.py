@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
-from jax.scipy.sparse.linalg import gmres
 
 from gridjax.grid import Grid, OperatingPoint
 from gridjax.powerflow.chord import rough
@@ -36,12 +35,15 @@ class PowerFlow:
       iterations: chord steps and sweeps, or Newton steps, made.
       residual: the largest voltage change (per unit of a device's rating) that one more exact solution of the
         linear circuit with the present currents makes; infinite where the iteration broke down.
+      slots: (zones, 2 slots) the grid's own coordinates of the solution: from them powers follow without differences
+        of nearly equal voltages.
     """
 
     v: jax.Array
     converged: jax.Array
     iterations: jax.Array
     residual: jax.Array
+    slots: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("method", "tol", "max_iterations"))
@@ -83,9 +85,9 @@ def solve(
     _check_shapes(grid, point)
     limit = DEFAULT_ITERATIONS[method] if max_iterations is None else max_iterations
     tol = max(tol, 4 * float(jnp.finfo(grid.zones.u_ref.dtype).eps))
-    v, iterations, residual = _root(grid, point, method, tol, limit)
+    v, slots, iterations, residual = _root(grid, point, method, tol, limit)
     residual = jnp.where(_lost_series_bank(grid, point), jnp.inf, residual)
-    return PowerFlow(v=v, converged=residual <= tol, iterations=iterations, residual=residual)
+    return PowerFlow(v=v, converged=residual <= tol, iterations=iterations, residual=residual, slots=slots)
 
 
 def _check_shapes(grid: Grid, point: OperatingPoint) -> None:
@@ -108,7 +110,7 @@ def _lost_series_bank(grid: Grid, point: OperatingPoint) -> jax.Array:
 
 
 def _root(grid: Grid, point: OperatingPoint, method: str, tol: float, limit: int):
-    """Node voltages, iterations and residual of one scenario, with implicit derivatives.
+    """Node voltages, slots' voltages, iterations and residual of one scenario, with implicit derivatives.
 
     With `u = sweep(u, parameters)`, the tangent solves `(1 - d sweep/d u) du = d sweep/d parameters`. Everything is in
     real coordinates, so that nothing needs to be holomorphic.
@@ -126,64 +128,53 @@ def _root(grid: Grid, point: OperatingPoint, method: str, tol: float, limit: int
         v, u, iterations, residual = solution
         change = {k: getattr(tangents[1], k) for k in FIELDS}
         change = {k: t for k, t in change.items() if _moved(t) and t.size}
-        dv, du = _by_point(at_grid, at_point, u, change) if change else (jnp.zeros_like(v), jnp.zeros_like(u))
+        by_grid = None
         if any(_moved(t) for t in jax.tree.leaves(tangents[0])):
-            by_grid = jax.tree.map(lambda t, a: t if _moved(t) else _still(a), tangents[0], primals[0])
-            more = _by_anything(primals, (by_grid, _still(primals[1])), u)
-            dv, du = dv + more[0], du + more[1]
+            by_grid = jax.tree.map(lambda t, a: t if _moved(t) else _still(a), tangents[0], at_grid)
+        dv, du = jnp.zeros_like(v), jnp.zeros_like(u)
+        if change or by_grid is not None:
+            dv, du = _answer(at_grid, at_point, u, change, by_grid)
         no_tangents = np.zeros(iterations.shape, jax.dtypes.float0), jnp.zeros_like(residual)
         return (v, u, iterations, residual), (dv, du, *no_tangents)
 
     root.defjvp(rule, symbolic_zeros=True)
-    solution: Any = root(grid, point)
-    v, _, iterations, residual = solution
-    return v, iterations, residual
+    return root(grid, point)
 
 
-def _by_point(
-    grid: Grid, point: OperatingPoint, u: jax.Array, change: dict[str, jax.Array]
+def _answer(
+    grid: Grid, point: OperatingPoint, u: jax.Array, change: dict[str, jax.Array], by_grid: Grid | None
 ) -> tuple[jax.Array, jax.Array]:
-    """The changes of v (nodes,) and u with that of some of the point's fields.
+    """The changes of v (nodes,) and u with those of some of the point's fields, and with that of the grid, if any.
 
-    `y = 0 + T change` is written as the solution of a triangular system, for whose solution and transposed solution
-    JAX takes the batched kernels; derivatives of higher order see T in plain terms.
+    They solve a triangular system `A (change, du, dv) = (change, right)`, for whose solution and transposed solution
+    JAX takes the batched kernels; derivatives of higher order see A in plain terms.
     """
 
     def whole(part):
         return dataclasses.replace(_still(point), **part)
 
     def matvec(x):
-        dv, du = _by_anything((grid, point), (_still(grid), whole(x[0])), u)
-        return x[0], x[1] - dv.real, x[2] - dv.imag, x[3] - du
+        part, du, re, im = x
+        _, (su, sv) = jax.jvp(lambda p, s: _sweep(grid, p, s), (point, u), (whole(part), du))
+        return part, du - su, re - sv.real, im - sv.imag
 
     def solve_(_, b):
-        out = TANGENT(grid, _batch(point), u[None], _batch(whole(b[0])))
-        return b[0], *(a + d[0] for a, d in zip(b[1:], out, strict=True))
+        re, im, du = TANGENT(grid, _batch(point), u[None], _batch(whole(b[0])), _batch(b[1]))
+        return b[0], du[0], b[2] + re[0], b[3] + im[0]
 
     def transposed(_, b):
-        bar = COTANGENT(grid, _batch(point), u[None], *_batch(b[1:]))
-        return {k: a + getattr(bar, k)[0] for k, a in b[0].items()}, *b[1:]
+        bar, du = COTANGENT(grid, _batch(point), u[None], *_batch((b[2], b[3], b[1])))
+        return {k: a + getattr(bar, k)[0] for k, a in b[0].items()}, du[0], b[2], b[3]
 
-    # Zero, but linear in the change: JAX transposes only what is.
-    zero = 0.0 * next(iter(change.values())).ravel()[0]
-    nothing = (jnp.broadcast_to(zero, shape) for shape in ((grid.shape.nodes,), (grid.shape.nodes,), u.shape))
-    _, re, im, du = jax.lax.custom_linear_solve(matvec, (change, *nothing), solve_, transposed)
+    if by_grid is None:
+        # Zero, but linear in the change: JAX transposes only what is.
+        zero = 0.0 * next(iter(change.values())).ravel()[0]
+        right = tuple(jnp.broadcast_to(zero, shape) for shape in (u.shape, (grid.shape.nodes,), (grid.shape.nodes,)))
+    else:
+        _, (du, dv) = jax.jvp(lambda g: _sweep(g, point, u), (grid,), (by_grid,))
+        right = du, dv.real, dv.imag
+    _, du, re, im = jax.lax.custom_linear_solve(matvec, (change, *right), solve_, transposed)
     return jax.lax.complex(re, im), du
-
-
-def _by_anything(primals, tangents, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The changes of v (nodes,) and u with those of grid and point, in terms that JAX differentiates and transposes."""
-    u = u[..., None]
-    _, right = jax.jvp(lambda g, p: _sweep(g, p, u)[0], primals, tangents)
-    grid, point = primals
-    linearized: Any = jax.linearize(lambda s: _sweep(grid, point, s)[0], u)
-    flat = right.ravel()
-
-    def matvec(d):
-        return d - linearized[1](d.reshape(u.shape)).ravel()
-
-    du = jax.lax.custom_linear_solve(matvec, flat, _krylov, _krylov).reshape(u.shape)
-    return jax.jvp(lambda g, p, s: _sweep(g, p, s)[1], (*primals, u), (*tangents, du))[1], du[..., 0]
 
 
 def _moved(tangent_) -> bool:
@@ -207,17 +198,11 @@ def _batch(tree):
 
 
 def _sweep(grid: Grid, point: OperatingPoint, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """One sweep of a single scenario from the slots' voltages u (zones, 2 slots, 1): the next ones, and the nodes'."""
+    """One sweep of a single scenario from the slots' voltages u (zones, 2 slots): the next ones, and the nodes'."""
     inputs = prepare(grid, jax.tree.map(lambda a: a[None], point))
-    x = slot_currents(grid, inputs, u)
+    x = slot_currents(grid, inputs, u[..., None])
     y, boundary = linear(grid.zones.tiers, x, inputs.head)
-    return y, node_voltages(grid, x, boundary)[0]
-
-
-def _krylov(matvec, right):
-    """GMRES (Y. Saad and M. H. Schultz, 1986): also near the nose, where substitution would not converge."""
-    tol = 1e-4 * float(jnp.finfo(right.dtype).eps) ** 0.5
-    return gmres(matvec, right, tol=tol, restart=30, maxiter=20)[0]
+    return y[..., 0], node_voltages(grid, x, boundary)[0]
 
 
 def _flat(grid: Grid, inputs: Inputs) -> jax.Array:

@@ -18,8 +18,10 @@ import itertools
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gridjax.grid import Grid, OperatingPoint, Tier
+from gridjax.namespace import Array, add_at, namespace
 from gridjax.powerflow.injections import factors
 
 MIN_STEP = 1 / 8
@@ -38,33 +40,33 @@ class Inputs:
 
 def prepare(grid: Grid, points: OperatingPoint) -> Inputs:
     """Puts a batch of operating points, (batch, ...), into the slots."""
-    s, units = grid.shape, grid.units
+    s, units, xp = grid.shape, grid.units, namespace(grid, points)
     kva = grid.base_va / 1e3
     change = points.capacitor - grid.nominal.capacitor[None]
     batch = change.shape[0]
-    banks = jnp.zeros((batch, s.banks), change.dtype)
-    g = banks.at[:, grid.step_bank].add(change * grid.step_re[None])
-    b = banks.at[:, grid.step_bank].add(change * grid.step_im[None])
+    banks = xp.zeros((batch, s.banks), change.dtype)
+    g = add_at(banks, (slice(None), grid.step_bank), change * grid.step_re[None])
+    b = add_at(banks, (slice(None), grid.step_bank), change * grid.step_im[None])
     tap = grid.tap_reference[None] - points.tap
-    none = jnp.zeros((batch, 1), g.dtype)
-    p = jnp.concatenate([points.load_kw / kva, -points.generation_kw / kva, g, tap, none], axis=1)
-    q = jnp.concatenate([points.load_kvar / kva, -points.generation_kvar / kva, -b, 0.0 * tap, none], axis=1)
+    none = xp.zeros((batch, 1), g.dtype)
+    p = xp.concatenate([points.load_kw / kva, -points.generation_kw / kva, g, tap, none], axis=1)
+    q = xp.concatenate([points.load_kvar / kva, -points.generation_kvar / kva, -b, 0.0 * tap, none], axis=1)
     share = units.share[..., None]
-    current = jnp.zeros((0, 0, batch), g.dtype)
+    current = xp.zeros((0, 0, batch), g.dtype)
     if s.sources > 1:
         pu = points.source_pu.T[units.emf_source]
-        current = units.emf[..., None] * jnp.concatenate([pu, pu], axis=1)
+        current = units.emf[..., None] * xp.concatenate([pu, pu], axis=1)
     head = grid.source_emf[:, None] * (points.source_pu[:, 0] - grid.nominal.source_pu[0])[None]
     p, q = (a.T[units.device] * share for a in (p, q))
-    weight = jnp.zeros((0, 0, batch), g.dtype)
+    weight = xp.zeros((0, 0, batch), g.dtype)
     if s.regulators:
         # A tap's outputs matter as far as it compensates: its current may be that of a very stiff transformer.
         is_tap = (units.device >= s.devices + s.banks) & (units.share > 0)
-        weight = jnp.where(is_tap[..., None], jnp.abs(p), 1.0)
+        weight = xp.where(is_tap[..., None], abs(p), 1.0)
     return Inputs(p=p, q=q, current=current, head=head[None], weight=weight)
 
 
-def slot_currents(grid: Grid, inputs: Inputs, u: jax.Array) -> jax.Array:
+def slot_currents(grid: Grid, inputs: Inputs, u: Array) -> Array:
     """What the slots inject at voltage deviations `u`, both (zones, 2 slots, batch)."""
     m = grid.shape.slots
     u = u + grid.zones.u_ref[..., None]
@@ -72,18 +74,18 @@ def slot_currents(grid: Grid, inputs: Inputs, u: jax.Array) -> jax.Array:
     laws = jax.tree.map(lambda a: a[..., None], grid.units.laws)
     fp, fq = factors(laws, re * re + im * im, grid.shape.exponents, grid.shape.cutoffs)
     a, b = inputs.p * fp, inputs.q * fq
-    x = jnp.concatenate([-a * re - b * im, b * re - a * im], axis=1)
+    x = namespace(u).concatenate([-a * re - b * im, b * re - a * im], axis=1)
     return x + inputs.current if inputs.current.size else x
 
 
-def _product(a: jax.Array, x: jax.Array) -> jax.Array:
+def _product(a: Array, x: Array) -> Array:
     """Matrices (zones, i, j) times vectors with a batch (zones, j, batch)."""
+    if namespace(a, x) is np:
+        return a @ x
     return jax.lax.dot_general(a, x, (((2,), (1,)), ((0,), (0,))))
 
 
-def linear(
-    tiers: tuple[Tier, ...], x: jax.Array, head: jax.Array, norton: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
+def linear(tiers: tuple[Tier, ...], x: Array, head: Array, norton: Array | None = None) -> tuple[Array, Array]:
     """Solves the linear circuit.
 
     Args:
@@ -95,19 +97,31 @@ def linear(
     Returns:
       The slots' outputs (zones, 2 slots, batch) and the zones' boundary voltages (zones, 2 boundary, batch).
     """
-    batch = x.shape[-1]
+    inputs = upwards(tiers, x, norton)
+    y, boundary = x, head
+    for k in range(len(tiers) - 1, -1, -1):
+        y = _product(tiers[k].z, inputs[k]) + _product(tiers[k].w, boundary)
+        if k:
+            boundary = y.reshape(-1, tiers[k - 1].t.shape[1], x.shape[-1])[tiers[k].place]
+    return y, boundary
+
+
+def upwards(tiers: tuple[Tier, ...], x: Array, norton: Array | None = None) -> list[Array]:
+    """Every tier's inputs, (zones, columns, batch), from those of the slots; `norton` as in `linear`."""
     inputs = [x]
     for tier, above in itertools.pairwise(tiers):
         up = _product(tier.t, inputs[-1])
         if norton is not None and len(inputs) == 1:
             up = up + norton
-        inputs.append(up[above.member].reshape(above.z.shape[0], above.z.shape[1], batch))
-    y, boundary = x, head
-    for k in range(len(tiers) - 1, -1, -1):
-        y = _product(tiers[k].z, inputs[k]) + _product(tiers[k].w, boundary)
-        if k:
-            boundary = y.reshape(-1, tiers[k - 1].t.shape[1], batch)[tiers[k].place]
-    return y, boundary
+        inputs.append(up[above.member].reshape(above.z.shape[0], above.z.shape[1], x.shape[-1]))
+    return inputs
+
+
+def source_current(grid: Grid, inputs: Inputs, x: Array) -> Array:
+    """What the first source delivers, (2 boundary, batch), in boundary coordinates and per unit of the base."""
+    zs = grid.zones
+    emf = zs.head_ref[:, None] + inputs.head[0]
+    return zs.head_y @ emf - zs.tiers[-1].t[0] @ upwards(zs.tiers, x)[-1][0]
 
 
 def node_voltages(grid: Grid, x: jax.Array, boundary: jax.Array) -> jax.Array:
@@ -125,15 +139,18 @@ def node_voltages(grid: Grid, x: jax.Array, boundary: jax.Array) -> jax.Array:
     return v.reshape(v.shape[0], -1)[:, grid.node_place]
 
 
-def mismatch(inputs: Inputs, change: jax.Array) -> jax.Array:
+def mismatch(inputs: Inputs, change: Array) -> Array:
     """The largest change of the slots' voltages, those of taps as far as they matter, (batch,)."""
-    return largest(change * jnp.tile(inputs.weight, (1, 2, 1)) if inputs.weight.size else change)
+    if inputs.weight.size:
+        change = change * namespace(change).concatenate([inputs.weight, inputs.weight], axis=1)
+    return largest(change)
 
 
-def largest(change: jax.Array) -> jax.Array:
+def largest(change: Array) -> Array:
     """The largest entry of (zones, 2 slots, batch) for each scenario; infinite where one is not a number."""
-    change = jnp.max(jnp.abs(change), axis=(0, 1))
-    return jnp.where(jnp.isfinite(change), change, jnp.inf)
+    xp = namespace(change)
+    change = xp.max(abs(change), axis=(0, 1))
+    return xp.where(xp.isfinite(change), change, np.inf)
 
 
 @flax.struct.dataclass

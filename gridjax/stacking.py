@@ -12,6 +12,7 @@ import numpy as np
 from gridjax.branches import Branches
 from gridjax.grid import Chord, Grid, OperatingPoint, Tier, Units
 from gridjax.layout import Shape
+from gridjax.namespace import Array
 from gridjax.powerflow.injections import IMPEDANCE, Laws
 
 Dims = tuple[int, ...]
@@ -85,7 +86,7 @@ def stack(items):
             *(by_slot(a) for a in (grid.chord.by_re, grid.chord.by_im, grid.chord.u)),
         )
         local, zone = grid.node_place % old_rows[1], grid.node_place // old_rows[1]
-        node_place = np.full(shape.nodes, rows[1] - 1)  # a row of zeros
+        node_place: Array = np.full(shape.nodes, rows[1] - 1, grid.node_place.dtype)  # a row of zeros
         node_place[: s.nodes] = zone * rows[1] + local
         padded.append(
             Grid(
@@ -100,7 +101,7 @@ def stack(items):
                 step_im=_longer(grid.step_im, shape.steps),
                 step_bank=_longer(grid.step_bank, shape.steps),
                 series_bank=_longer(grid.series_bank, shape.banks),
-                node_place=node_place.astype(grid.node_place.dtype),
+                node_place=node_place,
                 node_volts=_longer(grid.node_volts, shape.nodes + 1, 1.0),
                 bus_phases=_pad(
                     place.nodes(grid.bus_phases),
@@ -124,18 +125,18 @@ def stack(items):
     return jax.tree.map(lambda *a: jax.device_put(np.stack(a)), *padded)
 
 
-def _pad(a: np.ndarray, old: Sequence[Dims], new: Sequence[Dims], fill: float = 0.0) -> np.ndarray:
+def _pad(a: Array, old: Sequence[Dims], new: Sequence[Dims], fill: float = 0.0) -> Array:
     """Pads an array each of whose axes is a flattened box: `old` and `new` are the boxes, axis by axis."""
     boxes, wide = [n for box in old for n in box], [n for box in new for n in box]
     out = np.pad(a.reshape(boxes), [(0, w - n) for n, w in zip(boxes, wide, strict=True)], constant_values=fill)
     return out.reshape([int(np.prod(box)) for box in new])
 
 
-def _longer(a: np.ndarray, size: int, fill: float = 0.0) -> np.ndarray:
+def _longer(a: Array, size: int, fill: float = 0.0) -> Array:
     return _pad(a, [(a.shape[0],)], [(size,)], fill)
 
 
-def _largest(arrays: list[np.ndarray]) -> list[Dims]:
+def _largest(arrays: list[Array]) -> list[Dims]:
     return [(max(n),) for n in zip(*(a.shape for a in arrays), strict=True)]
 
 
@@ -151,7 +152,7 @@ def _point_sizes(shape: Shape) -> dict[str, int]:
 
 
 def _pad_point(point: OperatingPoint, sizes: dict[str, int]) -> OperatingPoint:
-    def field(name: str, size: int) -> np.ndarray:
+    def field(name: str, size: int) -> Array:
         a = np.asarray(getattr(point, name))
         return _pad(a, [(n,) for n in a.shape], [*((n,) for n in a.shape[:-1]), (size,)], EMPTY.get(name, 0.0))
 
@@ -185,10 +186,11 @@ def _tiers(tiers, old_slots: Dims, slots: Dims, zones: int, boundaries, members)
             tier = tiers[k]
         else:
             h_top = old_inputs[1]
-            one = np.eye(2 * h_top, dtype=tiers[0].w.dtype)[None]
+            one: Array = np.eye(2 * h_top, dtype=tiers[0].w.dtype)[None]
             index = tiers[0].member.dtype
             old_inputs = (1, *old_inputs)
-            tier = Tier(z=0 * one, w=one, t=one, member=np.zeros((1, 1), index), place=np.zeros(1, index))
+            none: Array = np.zeros((1, 1), index)
+            tier = Tier(z=0 * one, w=one, t=one, member=none, place=none[0])
         old_h = (2, tier.t.shape[1] // 2)
         if k:
             count, width = members[k - 1]
@@ -216,7 +218,7 @@ def _tiers(tiers, old_slots: Dims, slots: Dims, zones: int, boundaries, members)
 
 
 def _units(units: Units, place: _Padding, zones: int, shape: Shape, by_slot) -> Units:
-    def put(a: np.ndarray, fill: float = 0.0) -> np.ndarray:
+    def put(a: Array, fill: float = 0.0) -> Array:
         tail = a.shape[2:]
         old, new = [(n,) for n in a.shape], [(zones,), (shape.slots,), *((n,) for n in tail)]
         return _pad(a, old, new, fill).astype(a.dtype)
@@ -271,10 +273,10 @@ class _Padding:
     def __init__(self, old: Shape, new: Shape):
         self.old, self.new = old, new
 
-    def nodes(self, a: np.ndarray) -> np.ndarray:
+    def nodes(self, a: Array) -> Array:
         return np.where(a >= self.old.nodes, self.new.nodes, a).astype(a.dtype)
 
-    def devices(self, a: np.ndarray) -> np.ndarray:
+    def devices(self, a: Array) -> Array:
         out, start, place = np.array(a), 0, 0
         for name in ("loads", "generators", "banks", "regulators"):
             count = getattr(self.old, name)
@@ -288,8 +290,9 @@ class _Padding:
         count, terminals, width = size
         ends = terminals * width
         if branches is None:
-            zero = np.zeros((count, ends, ends), dtype)
-            return Branches(zero, zero, np.full(size, self.new.nodes, np.int32))
+            zero: Array = np.zeros((count, ends, ends), dtype)
+            ground: Array = np.full(size, self.new.nodes, np.int32)
+            return Branches(zero, zero, ground)
         n, t, w = branches.nodes.shape
         old, new = [(n,), (t, w), (t, w)], [(count,), (terminals, width), (terminals, width)]
         nodes = _pad(self.nodes(branches.nodes), [(n,), (t,), (w,)], [(count,), (terminals,), (width,)], self.new.nodes)

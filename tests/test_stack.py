@@ -8,6 +8,7 @@ import pytest
 import gridjax
 from gridjax.feeders import synthetic
 
+pytestmark = pytest.mark.filterwarnings("ignore:feeder 'ieee34'")
 NAMES = ("ieee13", "ieee34", "ieee37", "ieee123")
 
 

@@ -27,16 +27,15 @@ def differences(grid):
         flow = gridjax.solve(grid, point, tol=1e-13)
         return jnp.abs(flow.v), gridjax.losses(grid, point, flow).real
 
-    batched = jax.jit(jax.vmap(outcomes))
-    out, step = {}, 0.5
-    for field in ("load_kw", "load_kvar", "generation_kw", "generation_kvar"):
-        moves = step * np.eye(getattr(grid.nominal, field).shape[0])
-        ends = []
-        for sign in (1, -1):
-            many = jax.tree.map(lambda a, n=len(moves): jnp.broadcast_to(a, (n, *a.shape)), grid.nominal)
-            ends.append(batched(many.replace(**{field: getattr(many, field) + sign * moves})))
-        out[field] = [(np.asarray(up) - np.asarray(down)) / (2 * step) for up, down in zip(*ends, strict=True)]
-    return out
+    batched, step = jax.jit(jax.vmap(outcomes)), 0.5
+
+    def slopes(field):
+        value = getattr(grid.nominal, field)
+        moved = jax.vmap(lambda power: grid.nominal.replace(**{field: power}))
+        ends = (batched(moved(value[None] + sign * step * np.eye(value.shape[0]))) for sign in (1, -1))
+        return [(np.asarray(up) - np.asarray(down)) / (2 * step) for up, down in zip(*ends, strict=True)]
+
+    return {field: slopes(field) for field in ("load_kw", "load_kvar", "generation_kw", "generation_kvar")}
 
 
 @pytest.mark.parametrize(("function", "unit"), [(gridjax.dv_dp, "kw"), (gridjax.dv_dq, "kvar")])

@@ -1,5 +1,6 @@
-"""Flags for all tests: x64, no silent rank promotion, eight host devices."""
+"""Flags for all tests: x64, no silent rank promotion, eight host devices; collecting garbage rarely."""
 
+import gc
 import os
 
 FLAG = "--xla_force_host_platform_device_count"
@@ -9,6 +10,8 @@ if FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 
 import jax
+
+gc.set_threshold(200_000)  # tracing makes many objects: with the usual threshold a third of its time goes here
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -167,19 +167,6 @@ def test_vmap_of_gradients_is_a_loop(grid, points, reverse):
             np.testing.assert_allclose(getattr(summed, field)[i], expected[0], **tolerance)
 
 
-def test_second_derivatives(grid, points):
-    """Forward over reverse, against differences of the gradient."""
-    point = pick(points, 1)
-
-    def slope(tap):
-        return jax.grad(lambda t: outcomes(grid, point.replace(tap=t))[2])(tap)[0]
-
-    value = jit(jax.jacfwd(slope))(point.tap)[0]
-    h = 1e-4
-    ends = [JACOBIAN(grid, point.replace(tap=point.tap + sign * h)).tap[2, 0] for sign in (1, -1)]
-    assert value == pytest.approx(float(ends[0] - ends[1]) / (2 * h), rel=1e-4)
-
-
 def test_a_feeder_without_regulators_capacitors_and_generators():
     """Fields of no length; dV/dP from two solves."""
     grid = gridjax.compile(two_bus_feeder())
@@ -194,30 +181,3 @@ def test_a_feeder_without_regulators_capacitors_and_generators():
     ends = [compiled(grid.nominal.replace(load_kw=grid.nominal.load_kw + sign * h)) for sign in (1, -1)]
     assert slope.load_kw[0] == pytest.approx(float(ends[0] - ends[1]) / (2 * h), rel=1e-6)
     assert slope.load_kw[0] < 0
-
-
-# --- Through `assemble`: impedances, lengths, ratings. ---
-
-
-def test_gradients_with_respect_to_impedances():
-    """Losses and a voltage by a line's length, a transformer's reactance and a source's EMF, at other taps."""
-    feeder = FEEDER.replace(switches=(), capacitors=(), sources=FEEDER.sources[:1])
-    layout, parameters = gridjax.lay_out(feeder)
-    lines = next(g for g, group in enumerate(layout.groups) if group.kind == "lines" and group.nodes.shape[1] == 6)
-    units = next(g for g, group in enumerate(layout.groups) if group.kind == "transformers")
-
-    def outcome(theta):
-        elements = list(parameters.elements)
-        elements[lines] = elements[lines] | {"length": elements[lines]["length"] * theta[0]}
-        elements[units] = elements[units] | {"x_percent": elements[units]["x_percent"] * theta[1]}
-        changed = parameters.replace(elements=tuple(elements), emf_volts=parameters.emf_volts * theta[2])
-        grid = gridjax.assemble(layout, changed)
-        return outcomes(grid, grid.nominal.replace(tap=jnp.array([0.99])))
-
-    theta, h = jnp.ones(3), 1e-5
-    evaluate = jit(outcome)
-    reverse = jit(jax.jacrev(outcome))(theta)
-    expected = np.stack([(evaluate(theta + h * e) - evaluate(theta - h * e)) / (2 * h) for e in jnp.eye(3)], axis=1)
-    scale = np.abs(expected).max(axis=1, keepdims=True)
-    np.testing.assert_allclose(reverse / scale, expected / scale, rtol=1e-5, atol=1e-6)
-    assert (np.abs(expected) > 1e-4 * scale).all()

@@ -80,7 +80,8 @@ def balance(grid: gridjax.Grid, point: gridjax.OperatingPoint, flow: gridjax.Pow
     """Source + generation - loads - losses, relative to the source or the feeder's nominal load, if that is more."""
     source = jnp.sum(gridjax.source_power(grid, point, flow))
     loads, generation = gridjax.device_powers(grid, point, flow)
-    rest = source + jnp.sum(generation) - jnp.sum(loads) - gridjax.losses(grid, point, flow)
+    lost = sum(jnp.sum(s) for s in gridjax.element_losses(grid, point, flow).values())
+    rest = source + jnp.sum(generation) - jnp.sum(loads) - lost
     nominal = jnp.abs(jnp.sum(grid.nominal.load_kw + 1j * grid.nominal.load_kvar))
     return jnp.abs(rest) / jnp.maximum(jnp.abs(source), nominal)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -73,7 +75,7 @@ def _voltages(grid: Grid, point: OperatingPoint, field: str, along, weights, opt
         raise ValueError("ask for one product: along or weights")
 
     def magnitudes(power):
-        return jnp.abs(solve(grid, point.replace(**{field: power}), **options).v)
+        return jnp.abs(solve(grid, dataclasses.replace(point, **{field: power}), **options).v)
 
     power = getattr(point, field)
     if along is not None:
@@ -86,7 +88,7 @@ def _voltages(grid: Grid, point: OperatingPoint, field: str, along, weights, opt
 
 def _losses(grid: Grid, point: OperatingPoint, field: str, options) -> jax.Array:
     def lost(power):
-        at = point.replace(**{field: power})
+        at = dataclasses.replace(point, **{field: power})
         return losses(grid, at, solve(grid, at, **options)).real
 
     return jax.grad(lost)(getattr(point, field))

@@ -57,8 +57,7 @@ def _traced_nominal(grid: Grid, inputs: Inputs) -> tuple[Array, Array, Array]:
     found = fixed_point(grid, inputs, start, 1e-6, 100)
     fine = found.residual[0] <= 1e-6
     u = jnp.where(fine, found.u, 0.0)
-    _, by_re, by_im = slopes(grid, inputs, u)
-    by_re, by_im = (jnp.where(fine, a, 0.0)[..., 0] for a in (by_re, by_im))
+    by_re, by_im = (jnp.where(fine, a, 0.0)[..., 0] for a in slopes(grid, inputs, u))
     return u[..., 0], by_re, by_im
 
 

@@ -70,7 +70,7 @@ def _over_grids(many: Callable[..., Any], grid: Any, over: Any, batches: tuple, 
         return many(whole(args[0]), *args[1])
 
     scenarios = jax.tree.leaves(batches)[0].shape[1]
-    together = max(1, chunk(whole([leaf[0] for leaf in own])) // scenarios)
+    together = max(1, chunk(whole([leaf[0] for leaf in own])) // max(1, scenarios))
     return in_chunks(jax.vmap(one), (own, batches), together)
 
 

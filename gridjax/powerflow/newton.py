@@ -24,6 +24,7 @@ from jax.scipy.linalg import lu_factor, lu_solve
 
 from gridjax.grid import Grid, Tier
 from gridjax.namespace import Array, namespace
+from gridjax.powerflow.injections import factors
 from gridjax.powerflow.sweep import Inputs, Solution, linear, mismatch, slot_currents
 
 MAX_HALVINGS = 6
@@ -37,13 +38,23 @@ def _solve(matrix: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
     return lu_solve((lu, pivots), right), diagonal * (1 - 2 * (swaps % 2))
 
 
-def slopes(grid: Grid, inputs: Inputs, u: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The slots' currents at u and their derivatives by its real and imaginary part, all (zones, 2 slots, batch)."""
+def slopes(grid: Grid, inputs: Inputs, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Derivatives of the slots' currents at u by its real and its imaginary part, (zones, 2 slots, batch)."""
     m = grid.shape.slots
-    along_re = jnp.zeros_like(u).at[:, :m].set(1.0)
-    x, by_re = jax.jvp(lambda v: slot_currents(grid, inputs, v), (u,), (along_re,))
-    _, by_im = jax.jvp(lambda v: slot_currents(grid, inputs, v), (u,), (1.0 - along_re,))
-    return x, by_re, by_im
+    u = u + grid.zones.u_ref[..., None]
+    re, im = u[:, :m], u[:, m:]
+    laws = jax.tree.map(lambda a: a[..., None], grid.units.laws)
+
+    def law(v2):
+        fp, fq = factors(laws, v2, grid.shape.exponents, grid.shape.cutoffs)
+        return inputs.p * fp, inputs.q * fq
+
+    v2 = re * re + im * im
+    (a, b), (da, db) = jax.jvp(law, (v2,), (jnp.ones_like(v2),))
+    along, across = -2.0 * (da * re + db * im), 2.0 * (db * re - da * im)
+    by_re = jnp.concatenate([along * re - a, across * re + b], axis=1)
+    by_im = jnp.concatenate([along * im - b, across * im - a], axis=1)
+    return by_re, by_im
 
 
 def times_slopes(a: Array, by_re: Array, by_im: Array) -> Array:
@@ -99,7 +110,8 @@ def eliminate(
         a, slope = out[..., 0] + (_apply(tier.t, a) if k else 0.0), out[..., 1:]
     y = answers[-1][..., 0]
     for k in range(len(tiers) - 1, 0, -1):
-        boundary = y.reshape(batch, -1, tiers[k - 1].t.shape[1])[:, tiers[k].place]
+        h = tiers[k - 1].t.shape[1]
+        boundary = y.reshape(batch, y.shape[1] * y.shape[2] // h, h)[:, tiers[k].place]
         y = answers[k - 1][..., 0] + jnp.einsum("bzij,bzj->bzi", answers[k - 1][..., 1:], boundary)
     return jnp.moveaxis(y, 0, -1), sign
 
@@ -107,7 +119,8 @@ def eliminate(
 def newton_step(grid: Grid, inputs: Inputs, u: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The Newton iterate after `u` (zones, 2 slots, batch), and the sign of the Jacobian's determinant at `u`."""
     m = grid.shape.slots
-    x, by_re, by_im = slopes(grid, inputs, u)
+    x = slot_currents(grid, inputs, u)
+    by_re, by_im = slopes(grid, inputs, u)
     a = x - by_re * jnp.tile(u[:, :m], (1, 2, 1)) - by_im * jnp.tile(u[:, m:], (1, 2, 1))
     constant, _ = linear(grid.zones.tiers, a, inputs.head)
     return eliminate(grid.zones.tiers, by_re, by_im, constant)

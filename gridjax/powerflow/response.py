@@ -20,7 +20,7 @@ from gridjax.grid import Grid, OperatingPoint, Tier
 from gridjax.powerflow.newton import eliminate, slopes
 from gridjax.powerflow.sweep import largest, linear, prepare, slot_currents, upwards
 
-INNER = 4  # chord steps a correction
+INNER = 5  # chord steps a correction
 OUTER = 8  # corrections
 
 Slopes = tuple[jax.Array, jax.Array]  # by the real and the imaginary voltage, (zones, 2 slots, batch)
@@ -111,14 +111,14 @@ def tangent(
     u = jnp.moveaxis(u, 0, -1)
     inputs, dinputs = jax.jvp(lambda p: prepare(grid, p), (points,), (change,))
     _, dx = jax.jvp(lambda i: slot_currents(grid, i, u), (inputs,), (dinputs,))
-    k = slopes(grid, inputs, u)[1:]
+    k = slopes(grid, inputs, u)
     c = linear(grid.zones.tiers, dx, dinputs.head)[0] + jnp.moveaxis(further, 0, -1)
     du = _answer(grid, k, c, transpose=False)
     dx = dx + _times(k, du)
     _, boundary = linear(grid.zones.tiers, dx, dinputs.head)
     zs = grid.zones
     rows = jnp.einsum("zij,zjb->bzi", zs.n, dx) + jnp.einsum("zij,zjb->bzi", zs.n_boundary, boundary)
-    re, im = (a.reshape(a.shape[0], -1)[:, grid.node_place] for a in jnp.split(rows, 2, axis=2))
+    re, im = (a.reshape(a.shape[0], a.shape[1] * a.shape[2])[:, grid.node_place] for a in jnp.split(rows, 2, axis=2))
     return re, im, jnp.moveaxis(du, -1, 0)
 
 
@@ -128,13 +128,15 @@ def cotangent(
     """The transpose of `tangent`: from cotangents of the solution to those of `change` and `further`."""
     u, u_bar, zs = jnp.moveaxis(u, 0, -1), jnp.moveaxis(u_bar, 0, -1), grid.zones
     batch, (zones, rows) = re.shape[0], zs.v_ref.shape
-    flat = jnp.zeros((batch, zones * rows // 2), re.dtype)
-    parts = [flat.at[:, grid.node_place].set(a).reshape(batch, zones, rows // 2) for a in (re, im)]
+    # By gathering: a scatter would go through the nodes one by one.
+    node = jnp.full(zones * rows // 2, grid.shape.nodes, grid.node_place.dtype)
+    node = node.at[grid.node_place].set(jnp.arange(grid.shape.nodes, dtype=node.dtype))
+    parts = [jnp.pad(a, ((0, 0), (0, 1)))[:, node].reshape(batch, zones, rows // 2) for a in (re, im)]
     v_bar = jnp.concatenate(parts, axis=2)
     direct = jnp.einsum("zij,bzi->zjb", zs.n, v_bar)
     boundary = jnp.einsum("zij,bzi->zjb", zs.n_boundary, v_bar)
     inputs = prepare(grid, points)
-    k = slopes(grid, inputs, u)[1:]
+    k = slopes(grid, inputs, u)
     tiers = _transposed(zs.tiers)
     head = jnp.zeros_like(inputs.head)
     down, _ = linear(tiers, u_bar, head, boundary)

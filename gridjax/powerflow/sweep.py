@@ -102,7 +102,8 @@ def linear(tiers: tuple[Tier, ...], x: Array, head: Array, norton: Array | None 
     for k in range(len(tiers) - 1, -1, -1):
         y = _product(tiers[k].z, inputs[k]) + _product(tiers[k].w, boundary)
         if k:
-            boundary = y.reshape(-1, tiers[k - 1].t.shape[1], x.shape[-1])[tiers[k].place]
+            h = tiers[k - 1].t.shape[1]
+            boundary = y.reshape(y.shape[0] * y.shape[1] // h, h, x.shape[-1])[tiers[k].place]
     return y, boundary
 
 
@@ -136,7 +137,7 @@ def node_voltages(grid: Grid, x: jax.Array, boundary: jax.Array) -> jax.Array:
         for rows, ref in zip(jnp.split(operator, [half], 1), jnp.split(zs.v_ref, [half], 1), strict=True)
     )
     v = jnp.swapaxes(jax.lax.complex(re, im), 0, 1)
-    return v.reshape(v.shape[0], -1)[:, grid.node_place]
+    return v.reshape(v.shape[0], v.shape[1] * v.shape[2])[:, grid.node_place]
 
 
 def mismatch(inputs: Inputs, change: Array) -> Array:

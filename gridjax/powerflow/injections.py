@@ -142,7 +142,7 @@ def factors(laws: Laws, v2: jax.Array, exponents: bool, cutoffs: bool) -> tuple[
       cutoffs: whether any unit has a cut-off voltage (static).
     """
     # Below 1e-3 pu every law is an impedance; the floor keeps unused branches and their derivatives finite.
-    xp = namespace(v2)
+    xp = namespace(laws, v2)
     v2 = xp.maximum(v2, 1e-6)
     v = xp.sqrt(v2)
     inverse = 1.0 / v

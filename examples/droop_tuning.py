@@ -351,7 +351,7 @@ def draw_picture(result: dict, arrays: dict, path: Path) -> None:
     for label, history in result["history"].items():
         colour = colours["tuned, " + label]
         middle.plot(np.arange(done, done + len(history)), history, color=colour, linewidth=0.5)
-        width = min(10, len(history))
+        width = max(1, min(10, len(history) // 4))
         mean = np.convolve(history, np.ones(width) / width, mode="valid")
         middle.plot(done + width - 1 + np.arange(len(mean)), mean, color=colour, label=f"{label}, mean of {width}")
         done += len(history)
@@ -420,7 +420,8 @@ def main(argv: list[str] | None = None) -> int:
     if min(options.steps, options.batch, options.chunk) < 1:
         parser.error("--steps, --batch and --chunk must be at least 1")
     options.out.mkdir(parents=True, exist_ok=True)
-    console, progress = (Console(stderr=e, highlight=False, force_jupyter=False) for e in (False, True))
+    console = Console(highlight=False, width=110, force_jupyter=False)
+    progress = Console(stderr=True, highlight=False, force_jupyter=False)
     result, arrays = run(options, progress)
     command = f"python examples/droop_tuning.py {' '.join(sys.argv[1:] if argv is None else argv)}".strip()
     meta = inverters.provenance(command, options.seed)

@@ -554,7 +554,8 @@ def main(argv: list[str] | None = None) -> int:
     if min(options.scenarios, options.batch) < 1:
         parser.error("--scenarios and --batch must be at least 1")
     options.out.mkdir(parents=True, exist_ok=True)
-    console, progress = (Console(stderr=e, highlight=False, force_jupyter=False) for e in (False, True))
+    console = Console(highlight=False, width=110, force_jupyter=False)
+    progress = Console(stderr=True, highlight=False, force_jupyter=False)
     path = options.out / "volt_var_dispatch.json"
     command = f"python examples/volt_var_dispatch.py {' '.join(sys.argv[1:] if argv is None else argv)}".strip()
     meta, results = inverters.provenance(command, options.seed), []

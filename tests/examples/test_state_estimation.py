@@ -127,9 +127,9 @@ def test_threshold_and_p_value():
     assert float(p_value(18.307, 10)) == pytest.approx(0.05, abs=1e-5)  # a table's quantile
 
 
-def test_refuses_a_feeder_without_meters():
+def test_refuses_a_feeder_without_meters(case):
     with pytest.raises(ValueError, match="no meters are placed on feeder 'ieee37': choose one of ieee13, ieee123"):
-        example.place_meters(gridjax.feeders.ieee37(), None)
+        example.place_meters(gridjax.feeders.ieee37(), case[0])
 
 
 def test_main_writes_what_it_prints(case, tmp_path, capsys, monkeypatch):

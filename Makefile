@@ -21,7 +21,7 @@ demo: $(VENV)/.stamp-opendss  ## Run the demonstration, with the OpenDSS check; 
 	$(BIN)/python examples/demo.py --out demo_out
 
 test: $(VENV)/.stamp-dev  ## Run the test suite, without the browser tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/examples
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.stamp-dev  ## Check style, formatting and types
 	$(BIN)/ruff check .

@@ -197,8 +197,8 @@ def simulate(study: Study, points: gridjax.OperatingPoint, curve: jax.Array) -> 
 
 
 def mean_objective(z: jax.Array, study: Study, points: gridjax.OperatingPoint) -> jax.Array:
-    """The objective of free numbers z, (1, 7) for one curve or (m, 7), over a batch of hours; differentiable."""
-    curve = jnp.broadcast_to(to_curve(z), (study.fleet.kva.shape[0], 6))
+    """The objective of free numbers z (m, 7) over a batch of hours; differentiable."""
+    curve = to_curve(z)
 
     def one(point):
         x, gap = inverters.droop_setpoints(study.grid, study.fleet, point, curve, study.near)
@@ -233,7 +233,9 @@ def tune(
     order = np.concatenate([rng.permutation(numbers) for _ in range(1 + options.steps * options.batch // len(numbers))])
     for k in track(range(options.steps), label, console=progress, transient=True):
         batch = hours(order[k * options.batch : (k + 1) * options.batch])
-        value, gradient = value_and_gradient(z, study, batch)
+        # One curve for all is differentiated as one for each, so that one compilation serves both tunings.
+        value, gradient = value_and_gradient(jnp.broadcast_to(z, (study.fleet.kva.shape[0], 7)), study, batch)
+        gradient = gradient.sum(axis=0, keepdims=True) if len(z) == 1 else gradient
         updates, state = optimiser.update(gradient, state)
         z = jnp.asarray(optax.apply_updates(z, updates))
         history.append(float(value))
@@ -297,7 +299,7 @@ def run(options: argparse.Namespace, console: Console) -> tuple[dict, dict]:
     train_days, test_days = split_days(options.seed, options.train_days, options.test_days)
     train, test = (((days - 1)[:, None] * 24 + np.arange(24)).ravel() for days in (train_days, test_days))
     idle, _ = judge(study, hours, train, inverters.curves(study.fleet, NO_CONTROL), options.chunk)
-    study = dataclasses.replace(study, scale_kw=jnp.asarray(idle["mean_loss_kw"]))
+    study = dataclasses.replace(study, scale_kw=jnp.asarray(idle["mean_loss_kw"], float))
     began = time.perf_counter()
     shared, history = tune(study, hours, train, from_category_b()[None], options, console, "one curve for all")
     each = jnp.tile(shared, (len(feeder.pv_systems), 1))
@@ -349,7 +351,7 @@ def draw_picture(result: dict, arrays: dict, path: Path) -> None:
     for label, history in result["history"].items():
         colour = colours["tuned, " + label]
         middle.plot(np.arange(done, done + len(history)), history, color=colour, linewidth=0.5)
-        width = min(10, len(history))
+        width = max(1, min(10, len(history) // 4))
         mean = np.convolve(history, np.ones(width) / width, mode="valid")
         middle.plot(done + width - 1 + np.arange(len(mean)), mean, color=colour, label=f"{label}, mean of {width}")
         done += len(history)
@@ -418,7 +420,8 @@ def main(argv: list[str] | None = None) -> int:
     if min(options.steps, options.batch, options.chunk) < 1:
         parser.error("--steps, --batch and --chunk must be at least 1")
     options.out.mkdir(parents=True, exist_ok=True)
-    console, progress = Console(highlight=False), Console(stderr=True, highlight=False)
+    console = Console(highlight=False, width=110, force_jupyter=False)
+    progress = Console(stderr=True, highlight=False, force_jupyter=False)
     result, arrays = run(options, progress)
     command = f"python examples/droop_tuning.py {' '.join(sys.argv[1:] if argv is None else argv)}".strip()
     meta = inverters.provenance(command, options.seed)
@@ -426,7 +429,6 @@ def main(argv: list[str] | None = None) -> int:
     path.write_text(json.dumps({"meta": meta, "result": result}, indent=1, allow_nan=False) + "\n")
     draw_picture(result, arrays, options.out / "droop_tuning.png")
     show(console, result)
-    console.print(f"figures: {path}")
     return 0 if sound(result) else 1
 
 

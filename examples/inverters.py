@@ -120,7 +120,7 @@ def limits(feeder: Feeder) -> tuple[jax.Array, jax.Array, str]:
     """
     base = np.array([bus.base_kv for bus in feeder.buses for _ in bus.nodes])
     if feeder.name != "european_lv":
-        return jnp.full(len(base), 0.95), jnp.full(len(base), 1.05), "ANSI C84.1 range A, 0.95 to 1.05 pu"
+        return jnp.full(len(base), 0.95, float), jnp.full(len(base), 1.05, float), "ANSI C84.1 range A, 0.95 to 1.05 pu"
     declared = jnp.asarray(np.where(base < 1.0, 0.23 / base, 1.0))
     return 0.9 * declared, 1.1 * declared, "EN 50160, 230 V +-10 %"
 

@@ -221,7 +221,7 @@ class Fit(NamedTuple):
 
 def fit(model: Model, normal: Normal, data: Readings, f: jax.Array) -> Fit:
     """The most probable factors, from a start (sections,)."""
-    e = jnp.full(data.z.shape[0], model.work.feeder.sources[0].pu)
+    e = jnp.full(data.z.shape[0], model.work.feeder.sources[0].pu, float)
     g, chi_square, last = jnp.zeros(data.z.shape[1]), jnp.inf, jnp.inf
     for _ in range(CHORDS):
         v = model.voltages(f, Demand(data.kw, data.kvar, e))
@@ -339,7 +339,7 @@ def run(model: Model, steps: int, draws: int, seed: int, out: Path, console: Con
         fitted = Model(work)
     else:
         fitted = model
-    f, source = jnp.ones(work.sections), jnp.full(steps, work.feeder.sources[0].pu)
+    f, source = jnp.ones(work.sections), jnp.full(steps, work.feeder.sources[0].pu, float)
     for _ in range(2):
         measured = Demand(data.kw, data.kvar, source)
         r, x, s = fitted.slopes(f, measured, console)
@@ -388,7 +388,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.scenarios < 1 or options.steps < 12:
         parser.error("--scenarios must be at least 1, --steps at least 12: fewer readings tell nothing")
-    console, errors = Console(highlight=False, width=110), Console(stderr=True, highlight=False)
+    console = Console(highlight=False, width=110, force_jupyter=False)
+    errors = Console(stderr=True, highlight=False, force_jupyter=False)
     options.out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     work = study(join_series(gridjax.feeders.load(options.feeder)))

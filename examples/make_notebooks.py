@@ -24,6 +24,10 @@ NOTEBOOKS = EXAMPLES / "notebooks"
 LARGEST_BYTES = 300_000
 # Arguments with which a notebook calls the example's `main`, beside --out: a minute or two on a laptop.
 SMALL = {
+    "volt_var_dispatch": ["--feeder", "ieee123", "--scenarios", "64", "--checked", "4", "--scipy", "0"],
+    "droop_tuning": ["--train-days", "1", "--test-days", "1", "--steps", "10", "--batch", "24", "--chunk", "288"],
+    "line_estimation": ["--feeder", "ieee13", "--steps", "24", "--scenarios", "20"],
+    "state_estimation": ["--feeder", "ieee13", "--scenarios", "25"],
     "hosting_capacity": ["--feeder", "ieee123", "--placements", "500", "--chunk", "250", "--check", "3"],
 }
 SIBLINGS = 'sys.path.insert(0, "..")  # modules that lie beside the examples'

@@ -122,7 +122,7 @@ def place_meters(feeder: gridjax.Feeder, grid: gridjax.Grid) -> tuple[Meters, li
         lines=jnp.array([f[0] for f in flows]),
         phases=jnp.array([f[1] for f in flows]),
         usual=usual,
-        sigma=jnp.zeros(0),
+        sigma=jnp.zeros(len(usual) + len(voltages) + 2 * len(flows)),
     )
     nominal = metered(grid, meters, jnp.append(usual, point.source_pu[0]))[len(voltages) :].reshape(2, -1)
     kva = jnp.sqrt(jnp.sum(nominal**2, axis=0))
@@ -345,7 +345,8 @@ def voltage_slopes(grid: gridjax.Grid, x: jax.Array, directions: jax.Array) -> j
 
 def one_case(key: jax.Array, grid: gridjax.Grid, meters: Meters, names: list[str], batch: int) -> dict[str, Any]:
     """One draw with two gross errors, for the picture: voltages with their error bars, and what is removed."""
-    truth, z = draw(key, grid, meters)
+    # One scenario is a batch of equal ones, as in `estimate_one`: nothing is compiled for it alone.
+    truth, z = (a[0] for a in draw_many(jnp.broadcast_to(key, (batch,)), grid, meters))
     loads, voltages = meters.usual.shape[0], meters.nodes.shape[0]
     # A voltage meter, and the flow meter that the others know most of: an error in one alone in its place is not seen.
     left = estimate_one(grid, meters, z, jnp.ones_like(z), batch).left
@@ -355,12 +356,13 @@ def one_case(key: jax.Array, grid: gridjax.Grid, meters: Meters, names: list[str
     first, last = estimates[0], estimates[-1]
     # Column by column: the voltages' covariance is S (U^T U)^-1 S^T, of which the diagonal is wanted.
     root = voltage_slopes(grid, last.x, jnp.linalg.inv(last.factor).T)
-    v = {n: node_voltages(grid, x) for n, x in (("truth", truth), ("spoilt", first.x), ("estimate", last.x))}
-    usual = node_voltages(grid, jnp.append(meters.usual, 1.0))
+    states = {"truth": truth, "spoilt": first.x, "estimate": last.x, "usual": jnp.append(meters.usual, 1.0)}
+    every = jnp.stack(list(states.values()))[jnp.arange(max(batch, len(states))) % len(states)]
+    v = dict(zip(states, np.asarray(node_voltages_many(grid, every)), strict=False))
     return {
         "planted": [names[i] for i in planted],
         "removed": [names[i] for i in removed],
-        "v": {k: np.asarray(a) for k, a in (v | {"usual": usual}).items()},
+        "v": v,
         "std": np.asarray(jnp.sqrt(jnp.sum(root**2, axis=0))),
         "normalised": np.asarray(first.normalised),
     }
@@ -376,7 +378,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.scenarios < 2:
         parser.error("--scenarios must be at least 2: a spread is estimated")
-    console, errors = Console(highlight=False, width=110), Console(stderr=True, highlight=False)
+    console = Console(highlight=False, width=110, force_jupyter=False)
+    errors = Console(stderr=True, highlight=False, force_jupyter=False)
     options.out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with errors.status("compiling the feeder"):

@@ -208,7 +208,7 @@ def dispatch(case: Case, points: gridjax.OperatingPoint, settings: Settings) -> 
     count = points.load_kw.shape[0]
     room = jax.vmap(inverters.room, in_axes=(None, 0))(case.fleet, points)
     x = jnp.zeros((count, room.shape[1]))
-    mu, rho = jnp.zeros((count, 2, case.low.shape[0])), jnp.full(count, settings.rho)
+    mu, rho = jnp.zeros((count, 2, case.low.shape[0])), jnp.full(count, settings.rho, float)
     worst = jnp.full(count, jnp.inf)
     at = evaluate(x, case, points, mu, rho)
     for k in range(settings.outer):
@@ -554,7 +554,8 @@ def main(argv: list[str] | None = None) -> int:
     if min(options.scenarios, options.batch) < 1:
         parser.error("--scenarios and --batch must be at least 1")
     options.out.mkdir(parents=True, exist_ok=True)
-    console, progress = Console(highlight=False), Console(stderr=True, highlight=False)
+    console = Console(highlight=False, width=110, force_jupyter=False)
+    progress = Console(stderr=True, highlight=False, force_jupyter=False)
     path = options.out / "volt_var_dispatch.json"
     command = f"python examples/volt_var_dispatch.py {' '.join(sys.argv[1:] if argv is None else argv)}".strip()
     meta, results = inverters.provenance(command, options.seed), []
@@ -564,7 +565,6 @@ def main(argv: list[str] | None = None) -> int:
         draw_picture(name, arrays, options.out / f"volt_var_dispatch_{name}.png")
         path.write_text(json.dumps({"meta": meta, "results": results}, indent=1, allow_nan=False) + "\n")
         show(console, result)
-    console.print(f"figures: {path}")
     return 0 if all(map(sound, results)) else 1
 
 

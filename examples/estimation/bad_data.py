@@ -5,23 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import gammaincc
-from jax.scipy.stats import norm
+from numpy.typing import ArrayLike
+from scipy.special import gammaincc, ndtr, ndtri
 
 FALSE_ALARM = 0.01  # of each test
 
 
-def p_value(objective: jax.Array, freedom: int) -> jax.Array:
+def p_value(objective: ArrayLike, freedom: int) -> np.ndarray:
     """Probability that a chi-square number of that many degrees of freedom is larger."""
-    return gammaincc(freedom / 2, objective / 2)
+    return gammaincc(freedom / 2, np.asarray(objective) / 2)
 
 
 def threshold(count: int) -> float:
     """The largest of `count` standard normal numbers is beyond it with probability FALSE_ALARM (C. Bonferroni)."""
-    return float(norm.isf(FALSE_ALARM / (2 * count)))
+    return -float(ndtri(FALSE_ALARM / (2 * count)))
 
 
 class Trials(NamedTuple):
@@ -39,7 +37,7 @@ class Trials(NamedTuple):
 
 def summary_of_clean(clean: Trials, freedom: int, count: int) -> dict[str, Any]:
     """Voltage errors, the distribution of J against theory, false alarms."""
-    p = np.asarray(p_value(jnp.asarray(clean.objective), freedom))
+    p = p_value(clean.objective, freedom)
     n = len(p)
     return {
         "draws": n,
@@ -65,10 +63,10 @@ def summary_of_bad(found: Trials, first_flow: int, freedom: int, count: int) -> 
     `theory` is the chance that the bad meter's own residual is beyond the threshold.
     """
     limit = threshold(count)
-    chance = np.asarray(norm.sf(limit - found.shift) + norm.cdf(-limit - found.shift))
+    chance = ndtr(found.shift - limit) + ndtr(-limit - found.shift)
     voltage = found.row < first_flow
     detected = found.largest[:, 1] > limit
-    alarm = np.asarray(p_value(jnp.asarray(found.spoilt), freedom)) < FALSE_ALARM
+    alarm = p_value(found.spoilt, freedom) < FALSE_ALARM
     out = {}
     for name, which in (("voltage", voltage), ("flow", ~voltage)):
         if which.any():

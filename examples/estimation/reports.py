@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jax.scipy.stats import chi2
 from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import chi2
 
 import gridjax
 from gridjax.feeder import Feeder
@@ -134,7 +134,7 @@ def state_picture(
     top.legend(ncols=4, frameon=False, fontsize=8)
     left.hist(objective, bins=24, density=True, color="#9dbcd4", label=f"{len(objective)} draws")
     at = np.linspace(max(1e-3, objective.min() * 0.8), objective.max() * 1.1, 200)
-    left.plot(at, np.asarray(chi2.pdf(at, freedom)), color="#1f4e79", label=f"chi-square, {freedom} degrees of freedom")
+    left.plot(at, chi2.pdf(at, freedom), color="#1f4e79", label=f"chi-square, {freedom} degrees of freedom")
     left.set(xlabel="J at the estimate, no gross error", ylabel="density")
     left.legend(frameon=False, fontsize=8)
     for kind, colour in (("voltage", "#1f4e79"), ("flow", "#dd8452")):

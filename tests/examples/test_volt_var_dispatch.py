@@ -96,7 +96,7 @@ def test_gradient_of_the_augmented_lagrangian_is_that_of_differences(study, poin
     case = study[2]["case"]
     x = jax.random.uniform(jax.random.key(1), study[2]["joined"]["x"].shape, minval=-0.2, maxval=0.2)
     mu = jax.random.uniform(jax.random.key(2), (COUNT, 2, len(case.low)))
-    direction, rho, h = jax.random.normal(jax.random.key(3), x.shape), jnp.full(COUNT, 10.0), 1e-4
+    direction, rho, h = jax.random.normal(jax.random.key(3), x.shape), jnp.full(COUNT, 10.0, float), 1e-4
     ahead, behind = (example.evaluate(x + s * h * direction, case, points, mu, rho).merit for s in (1, -1))
     slope = jnp.sum(example.evaluate(x, case, points, mu, rho).gradient * direction, axis=1)
     np.testing.assert_allclose(slope, (ahead - behind) / (2 * h), rtol=1e-4, atol=1e-6)

@@ -234,14 +234,20 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 def main(words: list[str] | None = None) -> int:
     """Runs the benchmark."""
     args = arguments(words)
-    known, rows = cases(args.seed), []
+    known, rows, text = cases(args.seed), [], ""
     for name in args.feeders:
         try:
             rows.append(measure(known[name], args))
         except (DisagreementError, RuntimeError, ValueError) as error:
             say(f"error: {error}")
             return 1
-    given = sys.argv[1:] if words is None else words
+        text = write(rows, args, sys.argv[1:] if words is None else words)  # what is measured is not lost
+    print(text)
+    return 0
+
+
+def write(rows: list[dict], args: argparse.Namespace, given: list[str]) -> str:
+    """Writes the record, its table and its plots; returns the table."""
     record: dict[str, Any] = {
         "meta": {
             "command": shlex.join(["python", "-m", "benchmarks.powerflow", *given]),
@@ -256,8 +262,7 @@ def main(words: list[str] | None = None) -> int:
     (args.out / "powerflow.json").write_text(json.dumps(record, indent=1) + "\n")
     (args.out / "powerflow.md").write_text(text)
     plots(record, args.out)
-    print(text)
-    return 0
+    return text
 
 
 if __name__ == "__main__":

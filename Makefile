@@ -30,6 +30,7 @@ lint: $(VENV)/.stamp-dev  ## Check style, formatting and types
 
 bench: $(VENV)/.stamp-bench  ## Measure the solver beside its peers
 	$(BIN)/python -m benchmarks.powerflow
+	$(BIN)/python -m benchmarks.kernel
 
 validation: $(VENV)/.stamp-opendss  ## Compare with OpenDSS; writes docs/validation.md
 	$(BIN)/python -m benchmarks.validation

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gridjax
-from benchmarks import powerflow
+from benchmarks import kernel, powerflow
 from benchmarks.cases import cases, equivalent, factors
 from benchmarks.opendss_peer import WAYS, Engine
 
@@ -82,3 +82,17 @@ def test_equivalents_keep_the_load_and_hold_only_what_can_be_said():
 def test_what_cannot_be_said_is_refused_by_name():
     with pytest.raises(ValueError, match=r"load\.\S+ hangs behind a transformer that power-grid-model cannot express"):
         equivalent(gridjax.feeders.synthetic(200, 0, services=1.0))
+
+
+def test_gridjax_against_itself(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["kernel", "--quick", "--out", str(tmp_path)])
+    assert kernel.main() == 0
+    record = json.loads((tmp_path / "kernel.json").read_text())
+    assert [(r["scalar"], r["how"]) for r in record["derivatives"]] == [
+        (scalar, how) for scalar in ("sum of |v|^2", "losses") for how in ("vmap", "in batches")
+    ]
+    assert all(r["times"] == pytest.approx(r["with_gradient_us"] / r["value_us"]) for r in record["derivatives"])
+    assert [r["method"] for r in record["methods"]] == ["sweep", "newton", "auto"]
+    assert all(r["converged"] == r["of"] == 16 for r in record["methods"])
+    assert record["many_feeders"]["feeders"] == 3 and record["many_feeders"]["not_converged"] == 0
+    assert (tmp_path / "kernel.md").read_text().strip() == capsys.readouterr().out.strip()

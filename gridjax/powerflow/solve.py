@@ -76,7 +76,8 @@ def solve(
 
     Guarantees:
       Derivatives are the implicit ones of the solution (in real coordinates), forward and reverse, whatever the
-      method; their cost does not depend on the iterations. Where `converged` is False they mean nothing.
+      method; their cost does not depend on the iterations. Those of a scenario that has not converged are zero, and
+      its neighbours in a batch do not notice it.
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown: choose one of {sorted(METHODS)}")
@@ -134,6 +135,8 @@ def _root(grid: Grid, point: OperatingPoint, method: str, tol: float, limit: int
         dv, du = jnp.zeros_like(v), jnp.zeros_like(u)
         if change or by_grid is not None:
             dv, du = _answer(at_grid, at_point, u, change, by_grid)
+            solved = residual <= tol
+            dv, du = jnp.where(solved, dv, 0.0), jnp.where(solved, du, 0.0)
         no_tangents = np.zeros(iterations.shape, jax.dtypes.float0), jnp.zeros_like(residual)
         return (v, u, iterations, residual), (dv, du, *no_tangents)
 

@@ -75,7 +75,7 @@ def derivatives(name: str, batch: int, repeats: int) -> list[dict]:
         return lambda grid, many: jax.lax.map(lambda point: function(grid, point), many, batch_size=min(CHUNK, batch))
 
     rows = []
-    for what, scalar in (("sum of |v|^2", squares), ("losses", losses)):
+    for what, scalar in (("sum of squared voltages", squares), ("losses", losses)):
         for how, spread in (("vmap", lambda f: jax.vmap(f, in_axes=(None, 0))), ("in batches", in_batches)):
             value = timed(spread(scalar), grid, many, repeats=repeats)
             both = timed(spread(with_gradient(scalar)), grid, many, repeats=repeats)

@@ -89,7 +89,7 @@ def test_gridjax_against_itself(tmp_path, monkeypatch, capsys):
     assert kernel.main() == 0
     record = json.loads((tmp_path / "kernel.json").read_text())
     assert [(r["scalar"], r["how"]) for r in record["derivatives"]] == [
-        (scalar, how) for scalar in ("sum of |v|^2", "losses") for how in ("vmap", "in batches")
+        (scalar, how) for scalar in ("sum of squared voltages", "losses") for how in ("vmap", "in batches")
     ]
     assert all(r["times"] == pytest.approx(r["with_gradient_us"] / r["value_us"]) for r in record["derivatives"])
     assert [r["method"] for r in record["methods"]] == ["sweep", "newton", "auto"]

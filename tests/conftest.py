@@ -7,7 +7,7 @@ FLAG = "--xla_force_host_platform_device_count"
 if FLAG not in os.environ.get("XLA_FLAGS", ""):
     # Compiling is most of the time of these tests, and each function runs only a few times.
     flags = f"{FLAG}=8 --xla_backend_optimization_level=0"
-    flags += " --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true"
+    flags += " --xla_llvm_disable_expensive_passes=true"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 
 import jax

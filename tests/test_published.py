@@ -3,8 +3,8 @@
 `benchmarks/published.py` says for each feeder what OpenDSS's circuit, from which the shipped feeder comes, has
 otherwise than the published one, and undoes it; docs/published.md shows what each correction does and the sources.
 The bounds are what is left, rounded up. Half of the last printed digit is 0.00005 pu and 0.005 degrees, for the
-4-node feeder 0.5 V (0.0002 pu at 2.4 kV) and 0.05 degrees. Input and losses of 37 and 13 hold 0.02 kW more: the current
-through a source and regulators without impedance is that much rounding.
+4-node feeder 0.5 V (0.0002 pu at 2.4 kV) and 0.05 degrees. Input of 37 and 13 holds 0.02 kW more:
+the voltages beside regulators without impedance are rounded differently from one version of JAX to the next.
 """
 
 from functools import cache

@@ -23,7 +23,6 @@ METHOD = {"ieee123": "newton"}  # the others sweep
 OPTIONS = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
 }
 jit = functools.partial(jax.jit, compiler_options=OPTIONS)
 BATCH = 16  # all batches are of this size, so that one compiled function serves them

@@ -88,7 +88,7 @@ def study(feeder: Feeder) -> Study:
     if not nx.is_forest(tree):
         raise ValueError(f"feeder {feeder.name!r} has loops: sections need a radial feeder; open a switch")
     root = split_terminal(feeder.sources[0].bus)[0]
-    parents = dict(nx.bfs_predecessors(tree, root))
+    parents = {child: parent for parent, child in nx.bfs_edges(tree, root)}
     row = {frozenset((split_terminal(x.bus1)[0], split_terminal(x.bus2)[0])): i for i, x in enumerate(feeder.lines)}
     path, busbar = np.zeros((len(loads), len(feeder.lines))), root
     for k, load in enumerate(loads):

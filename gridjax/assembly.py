@@ -43,6 +43,7 @@ from typing import cast
 
 import jax
 import numpy as np
+from numpy.typing import DTypeLike
 
 from gridjax import layout as tables
 from gridjax.admittance import incidence, primitive, winding_admittance
@@ -64,7 +65,7 @@ from gridjax.validate import check
 
 
 def compile(  # the public name; shadows the builtin nowhere but here
-    feeder: Feeder, *, dtype: object = None, zone_ports: int = 24, zone_nodes: int = 512
+    feeder: Feeder, *, dtype: DTypeLike | None = None, zone_ports: int = 24, zone_nodes: int = 512
 ) -> Grid:
     """Turns a feeder into a grid.
 
@@ -83,7 +84,7 @@ def compile(  # the public name; shadows the builtin nowhere but here
       ValueError: `validate(feeder)` finds problems; the message lists them by element.
     """
     check(feeder)
-    dtype = jax.dtypes.canonicalize_dtype(float) if dtype is None else np.dtype(dtype)  # type: ignore[arg-type]
+    dtype = jax.dtypes.canonicalize_dtype(float) if dtype is None else np.dtype(dtype)
     grid = assemble(*lay_out(feeder, zone_ports, zone_nodes))
     return jax.tree.map(functools.partial(_cast, dtype=dtype), grid)
 
@@ -174,7 +175,7 @@ def _real_vector(a: Array) -> Array:
 def _zone_matrices(layout: Layout, per_unit: list[Array], base: Array) -> tuple[Array, Array]:
     """Nodal matrices of the lowest tier's zones over interior, boundary and ground nodes.
 
-    The switches are apart, in the coordinates of `layout.drops`.
+    The switches and the first source are apart, in the coordinates of `layout.drops`.
     """
     s = layout.shape
     size = s.interior + s.boundary + 1
@@ -182,22 +183,20 @@ def _zone_matrices(layout: Layout, per_unit: list[Array], base: Array) -> tuple[
     y = xp.zeros((len(layout.partition.zones), size, size), per_unit[0].dtype)
     switches = xp.zeros_like(y)
     for g, p in zip(layout.groups, per_unit, strict=True):
-        if g.kind == "switches" and layout.drops is not None:
-            n = g.local.shape[1] // 2
-            t = layout.drops[g.zone[:, None], g.local]  # (elements, 2 n, size)
-            volts = layout.node_volts[g.nodes][:, :, None]
-            alike = np.abs(volts[:, :n] - volts[:, n:]) < 1e-9 * volts[:, :n]
-            near = np.where(alike, t[:, :n] - t[:, n:], t[:, :n] - t[:, n:] * volts[:, n:] / volts[:, :n])
-            series = xp.diagonal(p, axis1=1, axis2=2)[:, :n]
-            switches = add_at(switches, g.zone, xp.einsum("ek,eki,ekj->eij", series, near, near))
+        first = g.kind == "sources" and g.rows[0] == 0
+        if g.kind == "switches" or first:
+            n = g.local.shape[1] if first else g.local.shape[1] // 2
+            here = layout.drops[g.zone[:, None], g.local[:, :n]]  # (elements, n, size)
+            if first:
+                drop = here - layout.drops[g.zone[:, None], s.interior + np.arange(n)[None]]
+            else:
+                there, volts = layout.drops[g.zone[:, None], g.local[:, n:]], layout.node_volts[g.nodes][:, :, None]
+                alike = np.abs(volts[:, :n] - volts[:, n:]) < 1e-9 * volts[:, :n]
+                drop = np.where(alike, here - there, here - there * volts[:, n:] / volts[:, :n])
+            series = p[:, :n, :n]
+            switches = add_at(switches, g.zone, xp.einsum("ekl,eki,elj->eij", series, drop, drop))
             continue
-        zone = g.zone[:, None, None]
-        y = add_at(y, (zone, g.local[:, :, None], g.local[:, None, :]), p)
-        if g.kind == "sources" and g.rows[0] == 0:  # the EMF's side of the first source
-            head = s.interior + np.arange(g.local.shape[1])
-            i, j = g.local[0][:, None], head[None, :]
-            for at, change in (((0, i, j), -p[0]), ((0, j.T, i.T), -p[0]), ((0, j.T, j), p[0])):
-                y = add_at(y, at, change)
+        y = add_at(y, (g.zone[:, None, None], g.local[:, :, None], g.local[:, None, :]), p)
     return y, switches
 
 
@@ -274,15 +273,13 @@ def _zones(layout: Layout, parameters: Parameters, y, switches, ports) -> tuple[
     filled.reshape(-1)[layout.node_place] = True
     y = add_at(y, (slice(None), np.arange(n), np.arange(n)), np.where(filled[:, :n], 0.0, 1.0))
     f, g, d = ports
-    t_v = None if layout.drops is None else xp.asarray(layout.drops, y.dtype)
-    if t_v is not None:
-        y = xp.swapaxes(t_v, 1, 2) @ y @ t_v + switches
-        f, g = xp.swapaxes(t_v, 1, 2) @ f, g @ t_v
+    t_v = xp.asarray(layout.drops, y.dtype)
+    y = xp.swapaxes(t_v, 1, 2) @ y @ t_v + switches
+    f, g = xp.swapaxes(t_v, 1, 2) @ f, g @ t_v
     absolute = _boundary_coordinates(layout.last)
     z, w, t, big_n, n_boundary, y_in = _reduce(y, (f, g, d), absolute, n)
-    if t_v is not None:
-        big_n = t_v[:, :n, :n] @ big_n
-        n_boundary = t_v[:, :n, :n] @ n_boundary + t_v[:, :n, n:-1] @ absolute
+    big_n = t_v[:, :n, :n] @ big_n
+    n_boundary = t_v[:, :n, :n] @ n_boundary + t_v[:, :n, n:-1] @ absolute
     # The boundary's own voltages, so that every node is in a zone.
     big_n = xp.concatenate([big_n, xp.zeros((y.shape[0], s.boundary, s.slots), y.dtype)], axis=1)
     n_boundary = xp.concatenate([n_boundary, xp.asarray(absolute, y.dtype)], axis=1)

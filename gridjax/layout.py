@@ -124,7 +124,7 @@ class Layout:
     taps: tuple[Tapped, ...]
     tiers: tuple[Tier, ...]  # above the lowest
     last: np.ndarray  # (zones, boundary) as in `Tier`
-    drops: np.ndarray | None  # (zones, size, size), see `_drops`; None without switches
+    drops: np.ndarray  # (zones, size, size), see `_drops`
     step_bank: np.ndarray  # (steps,)
 
     @property
@@ -464,19 +464,20 @@ def _finish(feeder, numbers, cut, zones, tiers, grouped, units) -> tuple[Layout,
     return layout, _parameters(feeder, params, laws, units)
 
 
-def _drops(groups: tuple[Group, ...], zones: _Zones, feeder: Feeder) -> np.ndarray | None:
+def _drops(groups: tuple[Group, ...], zones: _Zones, feeder: Feeder) -> np.ndarray:
     """The change of variables `v = T v'` which makes a switch's far end its near end plus a drop.
 
-    Beside a switch of 1e-7 ohm the other admittances at its nodes would drown in the rounding of a nodal matrix; in
-    terms of drops the switch stands alone on the diagonal. T is (zones, size, size) over interior, boundary and ground
-    nodes. Switches between unequal voltage bases are left as they are.
+    Beside a switch of 1e-7 ohm, or such a source, the other admittances at its nodes would drown in the rounding of a
+    nodal matrix; in terms of drops it stands alone on the diagonal. T is (zones, size, size) over interior, boundary
+    and ground nodes. Switches between unequal voltage bases are left as they are.
     """
-    found = [g for g in groups if g.kind == "switches"]
-    if not found:
-        return None
     volts = [b.base_kv for b in feeder.buses for _ in b.nodes] + [0.0]
     edges: dict[int, list[tuple[int, int]]] = {}
-    for g in found:
+    for g in groups:
+        if g.kind == "sources" and g.rows[0] == 0:
+            edges.setdefault(int(g.zone[0]), []).extend((zones.n + k, int(bus)) for k, bus in enumerate(g.local[0]))
+        if g.kind != "switches":
+            continue
         n = g.local.shape[1] // 2
         for nodes, local, zone in zip(g.nodes, g.local, g.zone.tolist(), strict=True):
             for k in range(n):
@@ -486,7 +487,7 @@ def _drops(groups: tuple[Group, ...], zones: _Zones, feeder: Feeder) -> np.ndarr
     size = zones.ground + 1
     out = np.tile(np.eye(size), (len(zones.local), 1, 1))
     for zone, pairs in edges.items():
-        # Drops are counted from the heads where a switch touches one: heads are given, not solved for.
+        # Drops are counted from the heads where one is touched: heads are given, not solved for.
         graph = nx.Graph(pairs)
         heads = [node for node in graph if node >= zones.n]
         done = set(heads)

@@ -40,15 +40,21 @@ def stack(items):
       A grid whose arrays, `nominal` among them, have a first axis of `len(items)`; or a point like it.
 
     Raises:
-      ValueError: nothing to stack, or grids of different precision.
+      TypeError: items of other or of both kinds.
+      ValueError: nothing to stack, grids of different precision, or a grid that is a stack already.
     """
     if not items:
         raise ValueError("there is nothing to stack")
     if all(isinstance(item, OperatingPoint) for item in items):
         return _stack_points(items)
-    kinds = {str(grid.zones.n.dtype) for grid in items}
-    if len(kinds) > 1:
-        raise ValueError(f"the grids have different precision ({', '.join(sorted(kinds))}): compile all with one dtype")
+    if not all(isinstance(item, Grid) for item in items):
+        found = sorted({type(item).__name__ for item in items})
+        raise TypeError(f"stack takes grids only, or operating points only, not {' and '.join(found)}")
+    if any(grid.base_va.ndim for grid in items):
+        raise ValueError("one of the grids is a stack already: stack all single grids at once")
+    precisions = sorted({str(grid.zones.n.dtype) for grid in items})
+    if len(precisions) > 1:
+        raise ValueError(f"the grids have different precision ({', '.join(precisions)}): compile all with one dtype")
     grids = [jax.tree.map(np.asarray, grid) for grid in items]
     shape = _common_shape([grid.shape for grid in grids], [grid.zones.v_ref.shape[1] // 2 for grid in grids])
     boundaries, members = _tier_sizes(grids)
@@ -99,7 +105,7 @@ def stack(items):
                 tapped=at_taps,
                 step_re=_longer(grid.step_re, shape.steps),
                 step_im=_longer(grid.step_im, shape.steps),
-                step_bank=_longer(grid.step_bank, shape.steps),
+                step_bank=_longer(grid.step_bank, shape.steps, shape.banks),  # past the last bank: it adds to none
                 series_bank=_longer(grid.series_bank, shape.banks),
                 node_place=node_place,
                 node_volts=_longer(grid.node_volts, shape.nodes + 1, 1.0),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import gridjax
+from gridjax.feeder import Bus, Capacitor, Feeder, Load, Source
 from gridjax.feeders import synthetic
 
 pytestmark = pytest.mark.filterwarnings("ignore:feeder 'ieee34'")
@@ -86,8 +87,35 @@ def test_each_grid_with_scenarios_of_its_own():
         np.testing.assert_allclose(together.v[i, :, :nodes], alone.v, rtol=0, atol=1e-10)
 
 
-def test_refuses_nothing_and_mixed_precision(feeders, grids):
+def test_padding_never_hides_an_open_series_bank(grids):
+    """The steps that a feeder lacks belong to no bank, whatever the point says of them."""
+    bank = Capacitor("series", "b.1.2.3", 3, "wye", 4.16, (3000.0,), (True,), bus2="a.1.2.3")
+    behind = Load("behind", "b.1.2.3.0", 3, "wye", 1, 4.16, 100.0, 30.0)
+    feeder = Feeder(
+        "behind a bank",
+        buses=tuple(Bus(name, (1, 2, 3), 4.16 / 3**0.5) for name in ("a", "b")),
+        sources=(Source("s", "a.1.2.3", 4.16, r1_ohm=0.01, x1_ohm=0.1, r0_ohm=0.01, x0_ohm=0.1),),
+        capacitors=(bank,),
+        loads=(behind,),
+    )
+    stacked = gridjax.stack([gridjax.compile(feeder), grids[0]])
+    every = stacked.nominal.replace(capacitor=jnp.ones_like(stacked.nominal.capacitor))
+    lost = every.replace(capacitor=every.capacitor.at[0, 0].set(0.0))
+    solve = jax.jit(jax.vmap(gridjax.solve))
+    assert solve(stacked, every).converged.tolist() == [True, True]
+    assert solve(stacked, lost).converged.tolist() == [False, True]
+    single = jax.jit(jax.grad(lambda p: jnp.sum(jnp.abs(gridjax.solve(stacked_first, p).v))))
+    stacked_first = jax.tree.map(lambda a: a[0], stacked)
+    gradient = single(jax.tree.map(lambda a: a[0], lost))
+    assert not any(np.asarray(a).any() for a in jax.tree.leaves(gradient))  # of what has not converged
+
+
+def test_refusals(feeders, grids):
     with pytest.raises(ValueError, match="nothing to stack"):
         gridjax.stack([])
     with pytest.raises(ValueError, match="different precision"):
         gridjax.stack([grids[0], gridjax.compile(feeders[0], dtype=np.float32)])
+    with pytest.raises(TypeError, match="not Grid and OperatingPoint"):
+        gridjax.stack([grids[0], grids[1].nominal])
+    with pytest.raises(ValueError, match="a stack already"):
+        gridjax.stack([gridjax.stack(grids[:2]), grids[2]])

@@ -24,6 +24,7 @@ from gridjax.powerflow.newton import block_diagonal, slopes, times_slopes
 from gridjax.powerflow.sweep import MIN_STEP, Inputs, fixed_point, linear, mismatch, prepare, slot_currents
 
 ROUGH = 1e-6
+SETTLED = 1e-6  # of the nominal point
 NEAR = 0.1  # the last change, in per unit, of voltages worth starting from
 
 
@@ -33,7 +34,9 @@ def linearize(grid: Grid) -> Chord:
     if xp is jnp:
         grid = jax.lax.stop_gradient(grid)
     inputs = prepare(grid, jax.tree.map(lambda a: a[None], grid.nominal))
-    u, by_re, by_im = _nominal(grid, inputs) if xp is np else _traced_nominal(grid, inputs)
+    u, fine = _settled(grid, inputs) if xp is np else _traced(grid, inputs)
+    with np.errstate(all="ignore"):
+        by_re, by_im = (xp.where(fine, a, 0.0)[..., 0] for a in slopes(grid, inputs, u))
     tiers: list[Tier] = []
     c = by_re
     for tier in grid.zones.tiers:
@@ -47,41 +50,32 @@ def linearize(grid: Grid) -> Chord:
         z, w = xp.split(solved, [z_k.shape[-1]], axis=2)
         tiers.append(dataclasses.replace(tier, z=z, w=w, t=tier.t + t_k @ z))
         c = t_k @ w
-    chord = Chord(tuple(tiers), by_re, by_im, u)
+    chord = Chord(tuple(tiers), by_re, by_im, u[..., 0])
     return jax.tree.map(lambda a: a.astype(np.float32) if a.dtype.kind == "f" else a, chord)
 
 
-def _traced_nominal(grid: Grid, inputs: Inputs) -> tuple[Array, Array, Array]:
-    """The slots' voltages at the nominal point, and the slopes there; zeros where no solution was found."""
+def _traced(grid: Grid, inputs: Inputs) -> tuple[Array, Array]:
+    """The slots' voltages at the nominal point and whether they solve it; else those of no load."""
     start = jnp.zeros((*grid.zones.u_ref.shape, 1), grid.zones.u_ref.dtype)
-    found = fixed_point(grid, inputs, start, 1e-6, 100)
-    fine = found.residual[0] <= 1e-6
-    u = jnp.where(fine, found.u, 0.0)
-    by_re, by_im = (jnp.where(fine, a, 0.0)[..., 0] for a in slopes(grid, inputs, u))
-    return u[..., 0], by_re, by_im
+    found = fixed_point(grid, inputs, start, SETTLED, 100)
+    fine = found.residual[0] <= SETTLED
+    return jnp.where(fine, found.u, 0.0), fine
 
 
-def _nominal(grid: Grid, inputs: Inputs) -> tuple[Array, Array, Array]:
-    """The same in NumPy, the slopes by differences: of the eight digits that float32 holds."""
-    u, best, length, size = np.zeros((*grid.zones.u_ref.shape, 1)), np.inf, 1.0, np.inf
+def _settled(grid: Grid, inputs: Inputs) -> tuple[Array, bool]:
+    """The same in NumPy."""
+    u, before, length = np.zeros((*grid.zones.u_ref.shape, 1)), np.inf, 1.0
     with np.errstate(all="ignore"):
         for _ in range(100):
             y, _ = linear(grid.zones.tiers, slot_currents(grid, inputs, u), inputs.head)
             size = float(mismatch(inputs, y - u)[0])
-            if not size > 1e-6 or not np.isfinite(size):
+            if size <= SETTLED:
+                return u, True
+            if not np.isfinite(size):
                 break
-            length = length / 2 if size > 0.95 * best and length > MIN_STEP else length
-            u, best = u + length * (y - u), size
-        if not size <= 1e-6:
-            return np.zeros(u.shape[:2]), np.zeros(u.shape[:2]), np.zeros(u.shape[:2])
-        h, m = 1e-6, grid.shape.slots
-        along_re = np.zeros_like(u)
-        along_re[:, :m] = h
-        by_re, by_im = (
-            (slot_currents(grid, inputs, u + d) - slot_currents(grid, inputs, u - d)) / (2 * h)
-            for d in (along_re, h - along_re)
-        )
-    return u[..., 0], by_re[..., 0], by_im[..., 0]
+            length = length / 2 if size > 0.95 * before and length > MIN_STEP else length
+            u, before = u + length * (y - u), size
+    return np.zeros_like(u), False
 
 
 def rough(grid: Grid, inputs: Inputs, tol: float, max_iterations: int) -> tuple[jax.Array, jax.Array]:

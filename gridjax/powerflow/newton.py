@@ -28,6 +28,7 @@ from gridjax.powerflow.injections import factors
 from gridjax.powerflow.sweep import Inputs, Solution, linear, mismatch, slot_currents
 
 MAX_HALVINGS = 6
+STEP = 1e-6  # of differences, in the squared voltage
 
 
 def _solve(matrix: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -38,9 +39,12 @@ def _solve(matrix: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
     return lu_solve((lu, pivots), right), diagonal * (1 - 2 * (swaps % 2))
 
 
-def slopes(grid: Grid, inputs: Inputs, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Derivatives of the slots' currents at u by its real and its imaginary part, (zones, 2 slots, batch)."""
-    m = grid.shape.slots
+def slopes(grid: Grid, inputs: Inputs, u: Array) -> tuple[Array, Array]:
+    """Derivatives of the slots' currents at u by its real and its imaginary part, (zones, 2 slots, batch).
+
+    In NumPy the laws are differentiated by central differences, to the eight digits that the chord's float32 holds.
+    """
+    m, xp = grid.shape.slots, namespace(grid, inputs, u)
     u = u + grid.zones.u_ref[..., None]
     re, im = u[:, :m], u[:, m:]
     laws = jax.tree.map(lambda a: a[..., None], grid.units.laws)
@@ -50,10 +54,14 @@ def slopes(grid: Grid, inputs: Inputs, u: jax.Array) -> tuple[jax.Array, jax.Arr
         return inputs.p * fp, inputs.q * fq
 
     v2 = re * re + im * im
-    (a, b), (da, db) = jax.jvp(law, (v2,), (jnp.ones_like(v2),))
+    if xp is np:
+        a, b = law(v2)
+        da, db = ((up - down) / (2 * STEP) for up, down in zip(law(v2 + STEP), law(v2 - STEP), strict=True))
+    else:
+        (a, b), (da, db) = jax.jvp(law, (v2,), (jnp.ones_like(v2),))
     along, across = -2.0 * (da * re + db * im), 2.0 * (db * re - da * im)
-    by_re = jnp.concatenate([along * re - a, across * re + b], axis=1)
-    by_im = jnp.concatenate([along * im - b, across * im - a], axis=1)
+    by_re = xp.concatenate([along * re - a, across * re + b], axis=1)
+    by_im = xp.concatenate([along * im - b, across * im - a], axis=1)
     return by_re, by_im
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ def dv_dp(
       options: of `solve`.
 
     Returns:
-      J (nodes, devices); with `along` (nodes,), with `weights` (devices,).
+      J (nodes, devices); with `along` (nodes,), with `weights` (devices,). NaN where the solution did not converge.
 
     Raises:
       ValueError: an unknown `of`, or both products asked for.
@@ -70,25 +71,41 @@ def _field(of: str, unit: str) -> str:
     return f"{names[of]}_{unit}"
 
 
-def _voltages(grid: Grid, point: OperatingPoint, field: str, along, weights, options) -> jax.Array:
+def _voltages(grid: Grid, point: OperatingPoint, field: str, along, weights, options: dict) -> jax.Array:
     if along is not None and weights is not None:
         raise ValueError("ask for one product: along or weights")
+    return _slopes(grid, point, along, weights, field=field, options=tuple(sorted(options.items())))
 
+
+@functools.partial(jax.jit, static_argnames=("field", "options"))
+def _slopes(grid: Grid, point: OperatingPoint, along, weights, *, field: str, options: tuple) -> jax.Array:
     def magnitudes(power):
-        return jnp.abs(solve(grid, dataclasses.replace(point, **{field: power}), **options).v)
+        flow = solve(grid, dataclasses.replace(point, **{field: power}), **dict(options))
+        return jnp.abs(flow.v), flow.converged
 
     power = getattr(point, field)
-    if along is not None:
-        return jax.jvp(magnitudes, (power,), (jnp.asarray(along, power.dtype),))[1]
     if weights is not None:
-        return jax.vjp(magnitudes, power)[1](jnp.asarray(weights, power.dtype))[0]
-    _, product = jax.linearize(magnitudes, power)
-    return jax.vmap(product, out_axes=1)(jnp.eye(power.shape[0], dtype=power.dtype))
+        _, pull, converged = jax.vjp(magnitudes, power, has_aux=True)
+        found = pull(jnp.asarray(weights, power.dtype))[0]
+    else:
+        _, product, converged = jax.linearize(magnitudes, power, has_aux=True)
+        if along is not None:
+            found = product(jnp.asarray(along, power.dtype))
+        else:
+            found = jax.vmap(product, out_axes=1)(jnp.eye(power.shape[0], dtype=power.dtype))
+    return jnp.where(converged, found, jnp.nan)
 
 
-def _losses(grid: Grid, point: OperatingPoint, field: str, options) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("field", "options"))
+def _loss_slopes(grid: Grid, point: OperatingPoint, *, field: str, options: tuple) -> jax.Array:
     def lost(power):
         at = dataclasses.replace(point, **{field: power})
-        return losses(grid, at, solve(grid, at, **options)).real
+        flow = solve(grid, at, **dict(options))
+        return losses(grid, at, flow).real, flow.converged
 
-    return jax.grad(lost)(getattr(point, field))
+    found, converged = jax.grad(lost, has_aux=True)(getattr(point, field))
+    return jnp.where(converged, found, jnp.nan)
+
+
+def _losses(grid: Grid, point: OperatingPoint, field: str, options: dict) -> jax.Array:
+    return _loss_slopes(grid, point, field=field, options=tuple(sorted(options.items())))

@@ -87,7 +87,6 @@ def solve(
     limit = DEFAULT_ITERATIONS[method] if max_iterations is None else max_iterations
     tol = max(tol, 4 * float(jnp.finfo(grid.zones.u_ref.dtype).eps))
     v, slots, iterations, residual = _root(grid, point, method, tol, limit)
-    residual = jnp.where(_lost_series_bank(grid, point), jnp.inf, residual)
     return PowerFlow(v=v, converged=residual <= tol, iterations=iterations, residual=residual, slots=slots)
 
 
@@ -121,7 +120,8 @@ def _root(grid: Grid, point: OperatingPoint, method: str, tol: float, limit: int
     @jax.custom_jvp
     def root(grid, point):
         v, u, iterations, residual = kernel(grid, _batch(point))
-        return v[0], u[0], iterations[0], residual[0]
+        residual = jnp.where(_lost_series_bank(grid, point), jnp.inf, residual[0])
+        return v[0], u[0], iterations[0], residual
 
     def rule(primals, tangents):
         at_grid, at_point = primals

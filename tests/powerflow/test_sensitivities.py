@@ -7,6 +7,7 @@ import pytest
 
 import gridjax
 from gridjax.feeder import Generator
+from gridjax.powerflow import sensitivities
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +71,17 @@ def test_refusals(grid):
         gridjax.dv_dp(grid, grid.nominal, of="batteries")
     with pytest.raises(ValueError, match="along or weights"):
         gridjax.dv_dp(grid, grid.nominal, along=np.zeros(15), weights=np.zeros(41))
+
+
+def test_no_sensitivity_is_invented_where_there_is_no_solution(grid):
+    over = grid.nominal.replace(load_kw=100 * grid.nominal.load_kw, load_kvar=100 * grid.nominal.load_kvar)
+    assert not gridjax.solve(grid, over, max_iterations=3).converged
+    for function in (gridjax.dv_dp, gridjax.dv_dq, gridjax.dloss_dp, gridjax.dloss_dq):
+        assert np.isnan(function(grid, over, max_iterations=3)).all()
+
+
+def test_a_second_call_traces_nothing(grid):
+    gridjax.dv_dp(grid, grid.nominal)
+    before = sensitivities._slopes._cache_size()
+    gridjax.dv_dp(grid, grid.nominal.replace(load_kw=1.1 * grid.nominal.load_kw))
+    assert sensitivities._slopes._cache_size() == before > 0

@@ -93,6 +93,7 @@ def test_padding_never_hides_an_open_series_bank(grids):
     behind = Load("behind", "b.1.2.3.0", 3, "wye", 1, 4.16, 100.0, 30.0)
     feeder = Feeder(
         "behind a bank",
+        60.0,
         buses=tuple(Bus(name, (1, 2, 3), 4.16 / 3**0.5) for name in ("a", "b")),
         sources=(Source("s", "a.1.2.3", 4.16, r1_ohm=0.01, x1_ohm=0.1, r0_ohm=0.01, x0_ohm=0.1),),
         capacitors=(bank,),

@@ -94,14 +94,17 @@ def test_padding_never_hides_an_open_series_bank(grids):
     feeder = Feeder(
         "behind a bank",
         60.0,
-        buses=tuple(Bus(name, (1, 2, 3), 4.16 / 3**0.5) for name in ("a", "b")),
+        buses=tuple(Bus(name, 4.16 / 3**0.5, (1, 2, 3)) for name in ("a", "b")),
         sources=(Source("s", "a.1.2.3", 4.16, r1_ohm=0.01, x1_ohm=0.1, r0_ohm=0.01, x0_ohm=0.1),),
         capacitors=(bank,),
         loads=(behind,),
     )
     stacked = gridjax.stack([gridjax.compile(feeder), grids[0]])
     every = stacked.nominal.replace(capacitor=jnp.ones_like(stacked.nominal.capacitor))
-    lost = every.replace(capacitor=every.capacitor.at[0, 0].set(0.0))
+    # Without a load behind it, nothing else gives the open bank away.
+    lost = every.replace(
+        capacitor=every.capacitor.at[0, 0].set(0.0), load_kw=0.0 * every.load_kw, load_kvar=0.0 * every.load_kvar
+    )
     solve = jax.jit(jax.vmap(gridjax.solve))
     assert solve(stacked, every).converged.tolist() == [True, True]
     assert solve(stacked, lost).converged.tolist() == [False, True]

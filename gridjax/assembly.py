@@ -61,6 +61,7 @@ from gridjax.layout import Group, Layout, Parameters, lay_out
 from gridjax.namespace import Array, add_at, namespace, set_at
 from gridjax.powerflow.chord import linearize
 from gridjax.powerflow.injections import IMPEDANCE, Laws
+from gridjax.tree import plant
 from gridjax.validate import check
 
 
@@ -146,6 +147,7 @@ def assemble(layout: Layout, parameters: Parameters) -> Grid:
         nominal=nominal,
         zones=zones,
         chord=cast(Chord, None),  # made from the rest, below
+        tree=None,
         units=_units(layout, parameters, per_unit, emf, base),
         tap_reference=parameters.tap,
         branches=branch_matrices(layout, primitives, base),
@@ -165,7 +167,11 @@ def assemble(layout: Layout, parameters: Parameters) -> Grid:
         shape=s,
         tapped_static=static,
     )
-    return jax.tree.map(xp.asarray, dataclasses.replace(grid, chord=linearize(grid)))
+    grid = dataclasses.replace(grid, chord=linearize(grid))
+    if xp is np:
+        windings = tapped_windings(layout, parameters, volts, base)
+        grid = dataclasses.replace(grid, tree=plant(layout, per_unit, grid.chord, windings, parameters.unit_volts))
+    return jax.tree.map(xp.asarray, grid)
 
 
 def _real_vector(a: Array) -> Array:
@@ -200,6 +206,51 @@ def _zone_matrices(layout: Layout, per_unit: list[Array], base: Array) -> tuple[
     return y, switches
 
 
+@dataclasses.dataclass
+class TappedWindings:
+    """How the two slots of each phase of `layout.taps` act on their transformer's conductors, (phases, conductors).
+
+    `e_in`, `j_in`: currents that the slots' inputs inject; `w_out`, `i_out`: what their outputs take from the voltages;
+    `own`: the winding's tap. `direct`: for each regulated winding of the same transformers its number, and phases i
+    whose `i_out` phases k of it drive by `-stiff`.
+    """
+
+    e_in: Array
+    j_in: Array
+    w_out: Array
+    i_out: Array
+    own: Array
+    direct: list[tuple[int, np.ndarray, np.ndarray, Array]]
+
+
+def tapped_windings(layout: Layout, parameters: Parameters, volts: Array, base: Array) -> list[TappedWindings]:
+    """One for each of `layout.taps`."""
+    out, xp = [], namespace(volts)
+    dtype = xp.result_type(volts, np.complex64)
+    for t in layout.taps:
+        group: Group = layout.groups[t.group]
+        params = {k: v[t.member] for k, v in parameters.elements[t.group].items()}
+        scale = volts[group.nodes[t.member]]
+        b = incidence(group.static)[t.phase] * scale[:, None, :]  # (phases, windings, conductors)
+        y1 = winding_admittance(group.static, params)
+        rated = t.va / base  # currents are counted in the winding's rating, so that all slots are of order one
+        y1 = y1 * (t.volts / base)[:, None, None]
+        tap = params["tap"]
+        own = tap[:, t.winding]
+        voltage = b[:, t.winding] / (own * t.volts)[:, None]
+        current = xp.einsum("ti,tij->tj", y1[:, t.winding] / tap, b.astype(dtype)) / own[:, None]
+        direct = []
+        for other, u in enumerate(layout.taps):  # the series voltages of all regulated windings drive this one's
+            if u.group == t.group:
+                i, k = np.nonzero((t.member[:, None] == u.member) & (t.phase[:, None] == u.phase))
+                stiff = y1[i, t.winding, u.winding] * u.volts[k] / (own[i] * tap[i, u.winding] * rated[i])
+                direct.append((other, i, k, stiff))
+        out.append(
+            TappedWindings(current, voltage * rated[:, None], voltage, current / rated[:, None], own, direct)
+        )
+    return out
+
+
 def _ports(layout: Layout, parameters: Parameters, volts: Array, base: Array):
     """Where slots inject (F), what they see (G) and the direct term (D), over the lowest tier's zones."""
     s = layout.shape
@@ -214,30 +265,15 @@ def _ports(layout: Layout, parameters: Parameters, volts: Array, base: Array):
         f = add_at(f, (zone, layout.unit_local[:, side], slot), ratio.astype(dtype))
     g = xp.swapaxes(f, 1, 2)
     d = xp.zeros((count, m, m), dtype)
-    for t in layout.taps:
-        group: Group = layout.groups[t.group]
-        params = {k: v[t.member] for k, v in parameters.elements[t.group].items()}
-        scale = volts[group.nodes[t.member]]
-        local, zone = group.local[t.member], t.zone[:, None]
-        b = incidence(group.static)[t.phase] * scale[:, None, :]  # (phases, windings, conductors)
-        y1 = winding_admittance(group.static, params)
-        rated = t.va / base  # currents are counted in the winding's rating, so that all slots are of order one
-        y1 = y1 * (t.volts / base)[:, None, None]
-        tap = params["tap"]
-        own = tap[:, t.winding]
-        voltage = b[:, t.winding] / (own * t.volts)[:, None]
-        current = xp.einsum("ti,tij->tj", y1[:, t.winding] / tap, b.astype(dtype)) / own[:, None]
+    for t, tap in zip(layout.taps, tapped_windings(layout, parameters, volts, base), strict=True):
+        local, zone = layout.groups[t.group].local[t.member], t.zone[:, None]
         e, j = t.slot[:, None], t.slot[:, None] + 1
-        f = add_at(add_at(f, (zone, local, e), current), (zone, local, j), voltage * rated[:, None])
-        g = add_at(add_at(g, (zone, e, local), voltage), (zone, j, local), current / rated[:, None])
+        f = add_at(add_at(f, (zone, local, e), tap.e_in), (zone, local, j), tap.j_in)
+        g = add_at(add_at(g, (zone, e, local), tap.w_out), (zone, j, local), tap.i_out)
         for k in (e[:, 0], j[:, 0]):
-            d = add_at(d, (t.zone, k, k), -1 / own)
-        for u in layout.taps:  # the series voltages of all regulated windings drive this one's current
-            if u.group == t.group:
-                match = (t.member[:, None] == u.member) & (t.phase[:, None] == u.phase)
-                i, k = np.nonzero(match)
-                stiff = y1[i, t.winding, u.winding] * u.volts[k] / (own[i] * tap[i, u.winding] * rated[i])
-                d = add_at(d, (t.zone[i], j[i, 0], u.slot[k]), -stiff)
+            d = add_at(d, (t.zone, k, k), -1 / tap.own)
+        for other, i, k, stiff in tap.direct:
+            d = add_at(d, (t.zone[i], j[i, 0], layout.taps[other].slot[k]), -stiff)
     return f, g, d
 
 

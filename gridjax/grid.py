@@ -8,6 +8,7 @@ import jax
 from gridjax.branches import Branches
 from gridjax.layout import Shape
 from gridjax.powerflow.injections import Laws
+from gridjax.tree import Tree
 
 
 @flax.struct.dataclass
@@ -95,12 +96,14 @@ class Grid:
     """A compiled feeder: a pytree of arrays that `solve` and the results need, and nothing else.
 
     Names and tables stay on the host, in the `Feeder`; order is theirs. `nominal` is the operating point as the
-    feeder gives it.
+    feeder gives it. `tree` serves the processor's own kernel; where it is None, as in a grid assembled from traced
+    parameters, the tiers serve all devices.
     """
 
     nominal: OperatingPoint
     zones: Zones
     chord: Chord
+    tree: Tree | None
     units: Units
     tap_reference: jax.Array
     branches: dict[str, Branches]

@@ -12,7 +12,7 @@ device's phase sits in which port, which zones make up which larger ones. The nu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -249,7 +249,7 @@ class _Element:
     terminals: tuple[int, ...]
 
 
-class _Numbers:
+class Numbers:
     """Numbers of buses and nodes; bus `count` stands for the EMF of the first source."""
 
     def __init__(self, feeder: Feeder):
@@ -269,7 +269,7 @@ class _Numbers:
         return [self.bus[n.rpartition(".")[0]] for n in names if not n.endswith(".0")]
 
 
-def _elements(feeder: Feeder, numbers: _Numbers) -> list[_Element]:
+def _elements(feeder: Feeder, numbers: Numbers) -> list[_Element]:
     out = []
     for kind in KINDS:
         for row, x in enumerate(getattr(feeder, kind)):
@@ -292,7 +292,7 @@ def lay_out(feeder: Feeder, zone_ports: int = 24, zone_nodes: int = 512) -> tupl
     Returns:
       The indices, and the numbers as float64 NumPy arrays.
     """
-    numbers = _Numbers(feeder)
+    numbers = Numbers(feeder)
     elements = _elements(feeder, numbers)
     units = _units(feeder)
     # The switched current of an opened or closed bank is a unit's: its first bus holds the port.
@@ -326,7 +326,7 @@ def lay_out(feeder: Feeder, zone_ports: int = 24, zone_nodes: int = 512) -> tupl
 class _Zones:
     """The nodes of a tier's zones and their local numbers: interior nodes, boundary nodes, then the ground."""
 
-    def __init__(self, feeder: Feeder, numbers: _Numbers, zones: list[Zone], below: _Zones | None = None):
+    def __init__(self, feeder: Feeder, numbers: Numbers, zones: list[Zone], below: _Zones | None = None):
         first = split_terminal(feeder.sources[0].bus)[1]
         emf = [numbers.ground + 1 + k for k in range(len(first))]
         nodes = [*numbers.nodes_of_bus, emf]
@@ -380,7 +380,7 @@ def _tier(below: _Zones, zones: _Zones, zone_of_member: list[int]) -> Tier:
 
 
 def _groups(
-    elements: list[_Element], numbers: _Numbers, zones: _Zones, cut: Partition
+    elements: list[_Element], numbers: Numbers, zones: _Zones, cut: Partition
 ) -> tuple[tuple[Group, ...], tuple[dict[str, np.ndarray], ...]]:
     """Elements of one kind and shape together, with their stacked parameters."""
     sorted_: dict[tuple, list[tuple[_Element, int]]] = {}
@@ -487,23 +487,31 @@ def _drops(groups: tuple[Group, ...], zones: _Zones, feeder: Feeder) -> np.ndarr
     size = zones.ground + 1
     out = np.tile(np.eye(size), (len(zones.local), 1, 1))
     for zone, pairs in edges.items():
-        # Drops are counted from the heads where one is touched: heads are given, not solved for.
-        graph = nx.Graph(pairs)
-        heads = [node for node in graph if node >= zones.n]
-        done = set(heads)
-        for start in [heads, *([node] for node in graph if node < zones.n)]:
-            queue = [node for node in start if node in heads or node not in done]
-            done.update(queue)
-            for near in queue:  # grows while it is walked
-                for far in graph[near]:
-                    if far not in done:
-                        out[zone, far] += out[zone, near]
-                        done.add(far)
-                        queue.append(far)
+        out[zone] = drop_matrix(pairs, size, range(zones.n, size))
     return out
 
 
-def _unit_zone(pair: list[int], numbers: _Numbers, cut: Partition, zones: _Zones) -> int:
+def drop_matrix(pairs: Sequence[tuple[int, int]], size: int, given: Collection[int]) -> np.ndarray:
+    """The change of variables `v = T v'`, (size, size), for pairs of nodes that switches join.
+
+    Drops are counted from the `given` nodes where one is touched, for these are not solved for.
+    """
+    out = np.eye(size)
+    graph = nx.Graph(pairs)
+    done: set[int] = set()
+    for start in ([node for node in graph if node in given], *([node] for node in graph if node not in given)):
+        queue = [node for node in start if node not in done]
+        done.update(queue)
+        for near in queue:  # grows while it is walked
+            for far in graph[near]:
+                if far not in done:
+                    out[far] += out[near]
+                    done.add(far)
+                    queue.append(far)
+    return out
+
+
+def _unit_zone(pair: list[int], numbers: Numbers, cut: Partition, zones: _Zones) -> int:
     """The zone that knows both nodes of a unit."""
     buses = [numbers.bus_of_node[n] for n in pair if n != numbers.ground]
     candidates = {cut.zone_of_bus[b] for b in buses}

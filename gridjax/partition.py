@@ -10,6 +10,7 @@ they exceed the limits.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -69,8 +70,36 @@ class Limits:
         )
 
 
-def _blocks(graph: nx.Graph, root: int) -> tuple[list[_Block], dict[int, int], list[int]]:
-    """Blocks in breadth-first order from the root, the block in which each bus is interior, and bus order."""
+@dataclass
+class BlockTree:
+    """The biconnected components (blocks) of a circuit, hung up at the root.
+
+    Attributes:
+      blocks: breadth first from the root.
+      inside: the block in which each bus is not the top.
+      order: the buses, breadth first.
+      of_element: the block of each element: where all its buses but possibly the top one lie inside.
+    """
+
+    blocks: list[_Block]
+    inside: dict[int, int]
+    order: list[int]
+    of_element: list[int]
+
+    def hanging(self) -> dict[int, list[int]]:
+        """The blocks below each bus."""
+        out: dict[int, list[int]] = {}
+        for k, block in enumerate(self.blocks):
+            out.setdefault(block.top, []).append(k)
+        return out
+
+
+def block_tree(elements: Sequence[tuple[int, ...]], root: int) -> BlockTree:
+    """The blocks of the graph in which each element joins all buses it touches."""
+    graph = nx.Graph()
+    graph.add_node(root)
+    for buses in elements:
+        graph.add_edges_from(itertools.combinations(sorted(set(buses)), 2))
     at_bus: dict[int, list[list[int]]] = {}
     for component in nx.biconnected_components(graph):
         members: list[int] = sorted(component)  # pyright: ignore[reportAssignmentType]
@@ -90,7 +119,12 @@ def _blocks(graph: nx.Graph, root: int) -> tuple[list[_Block], dict[int, int], l
                 inside[b] = len(blocks)
             blocks.append(_Block(top=bus, buses=below))
             order.extend(below)
-    return blocks, inside, order
+
+    def block_of(buses: tuple[int, ...]) -> int:
+        candidates = sorted({inside[b] for b in buses if b in inside})
+        return next(c for c in candidates if all(inside.get(b) == c or blocks[c].top == b for b in buses))
+
+    return BlockTree(blocks, inside, order, [block_of(buses) for buses in elements])
 
 
 def _close(children: list[_Block], width: int, own: tuple[int, int], limits: Limits):
@@ -142,18 +176,10 @@ def partition(
     Returns:
       The zones. Every bus must be connected to the root.
     """
-    graph = nx.Graph()
-    graph.add_node(root)
-    for buses in elements:
-        distinct = sorted(set(buses))
-        graph.add_edges_from((a, b) for i, a in enumerate(distinct) for b in distinct[i + 1 :])
-    blocks, inside, order = _blocks(graph, root)
-    block_of = [_block_of(buses, blocks, inside) for buses in elements]
-    for block, ports in zip(block_of, element_ports or (), strict=bool(element_ports)):
-        blocks[block].own += ports
-    hanging: dict[int, list[_Block]] = {}
-    for block in blocks:
-        hanging.setdefault(block.top, []).append(block)
+    tree = block_tree(elements, root)
+    for k, ports in zip(tree.of_element, element_ports or (), strict=bool(element_ports)):
+        tree.blocks[k].own += ports
+    hanging = tree.hanging()
 
     partners: dict[int, list[int]] = {}
     for a, b in stiff:
@@ -161,8 +187,8 @@ def partition(
         partners.setdefault(b, []).append(a)
     cut = _Cut()
     settled: dict[int, tuple[int, int, int]] = {}  # open ports, nodes and tails at and below a bus
-    for bus in reversed(order):
-        children = hanging.get(bus, [])
+    for bus in reversed(tree.order):
+        children = [tree.blocks[k] for k in hanging.get(bus, ())]
         for block in children:
             below = [settled[b] for b in block.buses]
             block.ports, block.nodes, block.tails = (sum(column) for column in zip(*below, strict=True))
@@ -185,13 +211,7 @@ def partition(
             sum(b.tails for b in kept) + bool(bins),
         )
     zones, zone_of_bus = _collect(cut)
-    return Partition(zones, zone_of_bus, [blocks[b].zone for b in block_of])
-
-
-def _block_of(buses: tuple[int, ...], blocks: list[_Block], inside: dict[int, int]) -> int:
-    """An element lies in the block in which all its buses but possibly the top one are interior."""
-    candidates = sorted({inside[b] for b in buses if b in inside})
-    return next(c for c in candidates if all(inside.get(b) == c or blocks[c].top == b for b in buses))
+    return Partition(zones, zone_of_bus, [tree.blocks[k].zone for k in tree.of_element])
 
 
 def _collect(cut: _Cut) -> tuple[list[Zone], dict[int, int]]:

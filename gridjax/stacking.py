@@ -55,7 +55,7 @@ def stack(items):
     precisions = sorted({str(grid.zones.n.dtype) for grid in items})
     if len(precisions) > 1:
         raise ValueError(f"the grids have different precision ({', '.join(precisions)}): compile all with one dtype")
-    grids = [jax.tree.map(np.asarray, grid) for grid in items]
+    grids = [jax.tree.map(np.asarray, dataclasses.replace(grid, tree=None)) for grid in items]
     shape = _common_shape([grid.shape for grid in grids], [grid.zones.v_ref.shape[1] // 2 for grid in grids])
     boundaries, members = _tier_sizes(grids)
     zones = max(len(grid.zones.u_ref) for grid in grids)

@@ -9,8 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
+from gridjax.native import calls
 
-def batched(run: Callable[..., Any], chunk: Callable[[Any], int]) -> Callable[..., Any]:
+
+def batched(
+    run: Callable[..., Any], chunk: Callable[[Any], int], native: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
     """A function of a grid and batches as one whose `vmap` over scenarios makes a larger batch.
 
     A plain vmap would batch loops, and put the batch first, where every product is a transpose. Under
@@ -19,20 +23,28 @@ def batched(run: Callable[..., Any], chunk: Callable[[Any], int]) -> Callable[..
     Args:
       run: `(grid, *batches)` to a pytree, scenario by scenario; batches and results are pytrees of (batch, ...).
       chunk: from a grid to the scenarios of a chunk.
+      native: what a processor runs instead where the grid has a tree, whole batches at a time.
     """
+
+    def on_device(grid, *batches):
+        def tiers(grid, *b):
+            return in_chunks(lambda part: run(grid, *part), b, chunk(grid))
+
+        if native is None or not calls.usable(grid):
+            return tiers(grid, *batches)
+        if jax.default_backend() == "cpu":  # then there is nothing else
+            return native(grid, *batches)
+        return jax.lax.platform_dependent(grid, *batches, cpu=native, default=tiers)
 
     def many(grid, *batches):
         mesh = jax.sharding.get_abstract_mesh()
         rows = jax.tree.leaves(batches)[0].shape[0]
 
-        def function(grid, *b):
-            return in_chunks(lambda part: run(grid, *part), b, chunk(grid))
-
         if mesh.empty or rows % mesh.size or any(kind != AxisType.Auto for kind in mesh.axis_types):
-            return function(grid, *batches)
+            return on_device(grid, *batches)
         over = PartitionSpec(mesh.axis_names)
         specs = (PartitionSpec(), *(over for _ in batches))
-        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=over, check_vma=False)(grid, *batches)
+        return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=over, check_vma=False)(grid, *batches)
 
     kernel = jax.custom_batching.custom_vmap(many)
 

@@ -13,8 +13,9 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from gridjax.grid import Grid, OperatingPoint
+from gridjax.native import calls
 from gridjax.powerflow.chord import rough
-from gridjax.powerflow.chunks import batched
+from gridjax.powerflow.chunks import batched, in_chunks
 from gridjax.powerflow.newton import newton
 from gridjax.powerflow.response import cotangent, tangent
 from gridjax.powerflow.sweep import Inputs, Solution, fixed_point, linear, node_voltages, prepare, slot_currents
@@ -265,8 +266,27 @@ def _batched(method: str, tol: float, limit: int):
         v = node_voltages(grid, found.x, found.boundary)
         return v, jnp.moveaxis(found.u, -1, 0), found.iterations, found.residual
 
-    return batched(run, lambda grid: _chunk(grid, method))
+    def native(grid: Grid, points: OperatingPoint):
+        out = calls.solve(grid, points, method, tol, ROUGH_STEPS, limit)
+        if method == "auto":
+            newton_limit = DEFAULT_ITERATIONS["newton"]
+            out = _where_lost(lambda: calls.solve(grid, points, "newton", tol, 0, newton_limit), out, ~(out[3] <= tol))
+        if method != "sweep":  # nearest to the nose, linear systems need elimination
+            again = functools.partial(in_chunks, lambda part: run(grid, part), points, _chunk(grid, "newton"))
+            out = _where_lost(again, out, ~(out[3] <= tol))
+        return out
+
+    return batched(run, lambda grid: _chunk(grid, method), native)
 
 
-TANGENT = batched(tangent, lambda grid: _chunk(grid, "sweep"))
-COTANGENT = batched(cotangent, lambda grid: _chunk(grid, "sweep"))
+def _where_lost(again, out, lost: jax.Array):
+    """`again()` in place of `out` for the scenarios that are lost, if there are any."""
+
+    def merged(out):
+        return jax.tree.map(lambda a, b: jnp.where(lost.reshape(-1, *(1,) * (a.ndim - 1)), a, b), again(), out)
+
+    return jax.lax.cond(jnp.any(lost), merged, lambda out: out, out)
+
+
+TANGENT = batched(tangent, lambda grid: _chunk(grid, "sweep"), calls.tangent)
+COTANGENT = batched(cotangent, lambda grid: _chunk(grid, "sweep"), calls.cotangent)

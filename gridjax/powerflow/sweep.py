@@ -38,9 +38,13 @@ class Inputs:
     weight: jax.Array  # (zones, slots, batch) of changes: 1, of taps their deviation; or none without taps
 
 
-def prepare(grid: Grid, points: OperatingPoint) -> Inputs:
-    """Puts a batch of operating points, (batch, ...), into the slots."""
-    s, units, xp = grid.shape, grid.units, namespace(grid, points)
+def device_powers(grid: Grid, points: OperatingPoint) -> tuple[Array, Array]:
+    """What the devices of the slots draw at rated voltage in a batch of operating points, (batch, devices + 1) each.
+
+    Loads, generators, banks (their steps' change from nominal), regulators (their taps' deviation, with the sign of a
+    power), and a device that draws nothing; per unit of the base.
+    """
+    s, xp = grid.shape, namespace(grid, points)
     kva = grid.base_va / 1e3
     change = points.capacitor - grid.nominal.capacitor[None]
     batch = change.shape[0]
@@ -51,19 +55,31 @@ def prepare(grid: Grid, points: OperatingPoint) -> Inputs:
     none = xp.zeros((batch, 1), g.dtype)
     p = xp.concatenate([points.load_kw / kva, -points.generation_kw / kva, g, tap, none], axis=1)
     q = xp.concatenate([points.load_kvar / kva, -points.generation_kvar / kva, -b, 0.0 * tap, none], axis=1)
-    share = units.share[..., None]
-    current = xp.zeros((0, 0, batch), g.dtype)
+    return p, q
+
+
+def head_deviation(grid: Grid, points: OperatingPoint) -> Array:
+    """The first source's EMF less that of the no-load solution, (batch, 2 boundary)."""
+    return grid.source_emf[None] * (points.source_pu[:, :1] - grid.nominal.source_pu[0])
+
+
+def prepare(grid: Grid, points: OperatingPoint) -> Inputs:
+    """Puts a batch of operating points, (batch, ...), into the slots."""
+    s, units, xp = grid.shape, grid.units, namespace(grid, points)
+    p, q = device_powers(grid, points)
+    batch = p.shape[0]
+    current = xp.zeros((0, 0, batch), p.dtype)
     if s.sources > 1:
         pu = points.source_pu.T[units.emf_source]
         current = units.emf[..., None] * xp.concatenate([pu, pu], axis=1)
-    head = grid.source_emf[:, None] * (points.source_pu[:, 0] - grid.nominal.source_pu[0])[None]
+    share = units.share[..., None]
     p, q = (a.T[units.device] * share for a in (p, q))
-    weight = xp.zeros((0, 0, batch), g.dtype)
+    weight = xp.zeros((0, 0, batch), p.dtype)
     if s.regulators:
         # A tap's outputs matter as far as it compensates: its current may be that of a very stiff transformer.
         is_tap = (units.device >= s.devices + s.banks) & (units.share > 0)
         weight = xp.where(is_tap[..., None], abs(p), 1.0)
-    return Inputs(p=p, q=q, current=current, head=head[None], weight=weight)
+    return Inputs(p=p, q=q, current=current, head=head_deviation(grid, points).T[None], weight=weight)
 
 
 def slot_currents(grid: Grid, inputs: Inputs, u: Array) -> Array:

@@ -1,0 +1,149 @@
+"""The kernel as JAX functions of a grid and a batch of operating points; they stand in for those of the tiers."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gridjax.grid import Grid, OperatingPoint
+from gridjax.powerflow.injections import Laws
+from gridjax.powerflow.sweep import device_powers, head_deviation
+
+try:
+    from gridjax.native import ffi
+except ImportError:  # Numba does not run everywhere: there the tiers solve on every device
+    ffi = None
+
+RESPONSE_STEPS = 100  # for a linear response, at most
+NEWTON_STEPS = 24  # for one of Newton's linear systems, at most
+
+
+def usable(grid: Grid) -> bool:
+    """Whether a processor can solve this grid by the kernel."""
+    return ffi is not None and grid.tree is not None
+
+
+def _call(name: str, results: list[jax.ShapeDtypeStruct], *arguments: jax.Array) -> list[jax.Array]:
+    assert ffi is not None
+    return jax.ffi.ffi_call(ffi.target(name, np.dtype(arguments[1].dtype)), results)(*arguments)
+
+
+def _unit_table(grid: Grid) -> jax.Array:
+    """Laws and places of the units, (units, columns) as `gridjax.native.kernel` numbers them."""
+    assert grid.tree is not None and ffi is not None
+    units, tree, m = grid.units, grid.tree, grid.shape.slots
+    dtype = grid.zones.u_ref.dtype
+
+    def of(a):
+        return a.reshape(-1)[tree.unit_slot].astype(dtype)
+
+    place = 2 * m * (tree.unit_slot // m) + tree.unit_slot % m
+    pair = [grid.zones.u_ref.reshape(-1)[place + k] for k in (0, m)]
+    start = [grid.chord.u.reshape(-1)[place + k].astype(dtype) for k in (0, m)]
+    slope = [tree.slope[:, i, j] for i in (0, 1) for j in (0, 1)]
+    emf, source = [jnp.zeros_like(pair[0])] * 2, jnp.full_like(pair[0], -1.0)
+    if grid.shape.sources > 1:
+        emf = [units.emf.reshape(-1)[place + k].astype(dtype) for k in (0, m)]
+        source = jnp.where((emf[0] != 0) | (emf[1] != 0), of(units.emf_source), -1.0)
+    is_tap = (of(units.device) >= grid.shape.devices + grid.shape.banks) & (of(units.share) > 0)
+    laws = [of(getattr(units.laws, k)) for k in Laws.__dataclass_fields__]
+    return jnp.stack([*laws, of(units.share), *pair, *start, *slope, *emf, source, is_tap.astype(dtype)], axis=1)
+
+
+def _circuit(grid: Grid) -> tuple[jax.Array, ...]:
+    """The kernel's first arguments."""
+    assert grid.tree is not None
+    t, m = grid.tree, grid.shape.slots
+    place = 2 * m * (t.unit_slot // m) + t.unit_slot % m
+    device = grid.units.device.reshape(-1)[t.unit_slot].astype(jnp.int32)
+    devices = grid.shape.devices + grid.shape.banks + grid.shape.regulators + 1
+    counts = (
+        len(t.zones), len(t.unit_slot), len(t.direct), len(t.passive), len(t.chord), t.size, devices,
+        grid.shape.sources, 2 * t.heads,
+    )  # fmt: skip
+    return (
+        t.zones, _unit_table(grid), device, t.term_start, t.term, t.term_weight, t.direct, t.passive, t.passive_node,
+        t.recovery, jnp.stack([place, place + m], axis=1), jnp.array(counts, jnp.int32),
+    )  # fmt: skip
+
+
+def _scenarios(grid: Grid, points: OperatingPoint) -> tuple[jax.Array, ...]:
+    """Powers of the devices (batch, devices), the root's coordinates (batch, 2 conductors), sources (batch, sources)."""
+    p, q = device_powers(grid, points)
+    head = head_deviation(grid, points)  # (batch, 2 boundary): real parts, then imaginary ones
+    assert grid.tree is not None
+    n = grid.tree.heads
+    re, im = jnp.split(head, 2, axis=1)
+    head = jnp.stack([re[:, :n], im[:, :n]], axis=2).reshape(head.shape[0], 2 * n)
+    return p, q, head, points.source_pu
+
+
+def _node_pairs(grid: Grid) -> jax.Array:
+    """The no-load voltages of all nodes, (nodes, 2)."""
+    re, im = (a.reshape(-1)[grid.node_place] for a in jnp.split(grid.zones.v_ref, 2, axis=1))
+    return jnp.stack([re, im], axis=1)
+
+
+def _shapes(grid: Grid, batch: int):
+    dtype = grid.zones.u_ref.dtype
+    complex_ = jnp.result_type(dtype, jnp.complex64)
+    v = jax.ShapeDtypeStruct((batch, grid.shape.nodes), complex_)
+    u = jax.ShapeDtypeStruct((batch, *grid.zones.u_ref.shape), dtype)
+    return dtype, v, u, jax.ShapeDtypeStruct((batch,), dtype)
+
+
+def _sizes(grid: Grid, batch: int, *limits: int) -> jax.Array:
+    slots = grid.zones.u_ref.shape[0] * grid.zones.u_ref.shape[1]
+    return jnp.array([batch, grid.shape.nodes, slots, *limits], jnp.int32)
+
+
+def solve(grid: Grid, points: OperatingPoint, method: str, tol: float, chord_limit: int, limit: int):
+    """Node voltages (batch, nodes), slots' voltages, steps and residuals of a batch."""
+    assert grid.tree is not None
+    batch = points.load_kw.shape[0]
+    dtype, v, u, one = _shapes(grid, batch)
+    sizes = _sizes(grid, batch, limit, int(method == "newton"), min(chord_limit, limit), NEWTON_STEPS)
+    out = _call(
+        "solve", [v, u, one, one], *_circuit(grid), sizes, jnp.full(1, tol, dtype), *_scenarios(grid, points),
+        grid.tree.chord, grid.tree.plain, _node_pairs(grid),
+    )  # fmt: skip
+    residual = jnp.where(out[3] < 1e29, out[3], jnp.inf)
+    return out[0], out[1], out[2].astype(jnp.int32), residual
+
+
+def _tolerance(dtype) -> jax.Array:
+    return jnp.full(1, 1e-11 if dtype == jnp.float64 else 8 * float(jnp.finfo(dtype).eps), dtype)
+
+
+def tangent(grid: Grid, points: OperatingPoint, u: jax.Array, change: OperatingPoint, further: jax.Array):
+    """What `gridjax.powerflow.response.tangent` gives; not a number for scenarios without a solution."""
+    assert grid.tree is not None
+    dtype, v, slots, one = _shapes(grid, u.shape[0])
+    state, changes = jax.jvp(functools.partial(_scenarios, grid), (points,), (change,))
+    none = jnp.zeros((grid.shape.nodes, 2), dtype)
+    dv, du, lost = _call(
+        "tangent", [v, slots, one], *_circuit(grid), _sizes(grid, u.shape[0], RESPONSE_STEPS), _tolerance(dtype),
+        *state, grid.tree.chord, u, none, *changes, further,
+    )  # fmt: skip
+    dv, du = (_nan_where(lost, a) for a in (dv, du))
+    return dv.real, dv.imag, du
+
+
+def cotangent(grid: Grid, points: OperatingPoint, u: jax.Array, re: jax.Array, im: jax.Array, u_bar: jax.Array):
+    """What `gridjax.powerflow.response.cotangent` gives; not a number for scenarios without a solution."""
+    assert grid.tree is not None
+    dtype, _, slots, one = _shapes(grid, u.shape[0])
+    state, pull = jax.vjp(functools.partial(_scenarios, grid), points)
+    like = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in state]
+    *bars, further, lost = _call(
+        "cotangent", [*like, slots, one], *_circuit(grid), _sizes(grid, u.shape[0], RESPONSE_STEPS),
+        _tolerance(dtype), *state, grid.tree.chord_transposed, u, jax.lax.complex(re, im), u_bar,
+    )  # fmt: skip
+    return pull(tuple(_nan_where(lost, a) for a in bars))[0], _nan_where(lost, further)
+
+
+def _nan_where(lost: jax.Array, a: jax.Array) -> jax.Array:
+    return jnp.where(lost.reshape(-1, *(1,) * (a.ndim - 1)) > 0, jnp.nan, a)

@@ -1,0 +1,402 @@
+"""The kernel as functions that XLA calls: its foreign function interface (`xla/ffi/api/c_api.h`, of which JAX has a copy).
+
+XLA passes the address of a call frame. Its layout is the interface's stable binary one: fields are only ever added at
+the end of a struct. Every function takes and gives plain buffers, in the order in which `gridjax.native.calls` passes
+them. A call is cut into passes of as many scenarios as a vector has lanes, which the threads of XLA's own pool take one
+after the other.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from llvmlite import binding, ir
+from numba import cfunc, njit, types
+from numba.core import config
+from numba.extending import intrinsic, overload
+
+from gridjax.native import kernel
+from gridjax.native.lanes import (
+    allocate,
+    count_up,
+    doubles,
+    fill_zero,
+    integers,
+    release,
+    set_half_word,
+    set_word,
+    singles,
+    word,
+    word_now,
+)
+
+if any(binding.address_of_symbol(name) is None for name in ("aligned_alloc", "free")):
+    raise ImportError("the C library does not export aligned_alloc")
+
+
+def _version(part: str) -> int:
+    """The interface's version, of which this JAX brings the header."""
+    text = (Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h").read_text()
+    return int(re.findall(rf"#define XLA_FFI_API_{part} (\d+)", text)[0])
+
+
+MAJOR, MINOR = _version("MAJOR"), _version("MINOR")
+if MAJOR != 0:
+    raise ImportError(f"XLA's foreign function interface has version {MAJOR}, not 0")
+
+# Offsets in XLA's structs.
+API, CONTEXT, EXTENSION = 16, 24, 8
+ARGUMENTS, RESULTS = 72, 112  # where the addresses of the buffers are
+DATA, RANK, DIMENSIONS = 24, 32, 40  # of a buffer
+SCHEDULE, THREADS = 136, 144  # functions of the API
+METADATA = 1  # the extension by which XLA asks for the version
+
+# What the threads of a call share: words.
+NEXT, DONE, USERS, FRAME, PASSES = (8 * k for k in range(5))
+
+
+def _floats(address, like):
+    raise NotImplementedError("for Numba")
+
+
+@overload(_floats)
+def _floats_of(address, like):
+    if like == types.float32:
+        return lambda address, like: singles(address)
+    return lambda address, like: doubles(address)
+
+
+def _buffer(offset: int) -> Any:
+    @intrinsic
+    def address(_, frame, k):
+        """The address of the data of argument or result k."""
+
+        def codegen(context, builder, sig, args):
+            number = ir.IntType(64)
+
+            def at(address, offset):
+                return builder.load(builder.inttoptr(builder.add(address, offset), number.as_pointer()))
+
+            buffers = at(args[0], number(offset))
+            return at(at(buffers, builder.mul(args[1], number(8))), number(DATA))
+
+        return types.int64(types.int64, types.int64), codegen
+
+    return address
+
+
+_argument, _result = _buffer(ARGUMENTS), _buffer(RESULTS)
+
+
+@njit
+def _asks_for_version(frame):
+    """Answers XLA's question, if this is one."""
+    extension = word(frame + EXTENSION)
+    if extension == 0 or word(extension + 8) & 0xFFFFFFFF != METADATA:
+        return False
+    metadata = word(extension + 24)
+    set_half_word(metadata + 24, MAJOR)
+    set_half_word(metadata + 28, MINOR)
+    set_half_word(metadata + 32, 0)
+    return True
+
+
+@njit
+def _circuit(frame, like):
+    """Arguments 0 to 11."""
+    counts = integers(_argument(frame, 11))
+    return kernel.Circuit(
+        integers(_argument(frame, 0)), _floats(_argument(frame, 1), like), integers(_argument(frame, 2)),
+        integers(_argument(frame, 3)), integers(_argument(frame, 4)), _floats(_argument(frame, 5), like),
+        integers(_argument(frame, 6)), integers(_argument(frame, 7)), integers(_argument(frame, 8)),
+        _floats(_argument(frame, 9), like), integers(_argument(frame, 10)),
+        counts[0], counts[1], counts[2], counts[3], counts[4], counts[5], counts[6], counts[7], counts[8],
+    )  # fmt: skip
+
+
+@njit
+def _solve(frame, circuit, room, rows, like, count):
+    """Further arguments: chord, plain, no-load voltages; sizes: method, limits."""
+    sizes, slots = integers(_argument(frame, 12)), _floats(_result(frame, 1), like)
+    fill_zero(slots, rows.first * rows.slots, count * rows.slots)
+    kernel.solve_pass(
+        circuit, _floats(_argument(frame, 19), like), _floats(_argument(frame, 18), like), room, rows,
+        _floats(_argument(frame, 16), like), _floats(_argument(frame, 20), like), sizes[4],
+        _floats(_argument(frame, 13), like)[0], sizes[5], sizes[3], sizes[6], _floats(_result(frame, 0), like), slots,
+        _floats(_result(frame, 2), like), _floats(_result(frame, 3), like),
+    )  # fmt: skip
+
+
+@njit
+def _tangent(frame, circuit, room, rows, like, count):
+    """Further arguments: chord, u, zeros for the nodes, changes of p, q, head, source, and further ones of u."""
+    sizes, slots = integers(_argument(frame, 12)), _floats(_result(frame, 1), like)
+    fill_zero(slots, rows.first * rows.slots, count * rows.slots)
+    kernel.read_slots(circuit, rows, _floats(_argument(frame, 19), like), room.u)
+    kernel.tangent_pass(
+        circuit, _floats(_argument(frame, 18), like), room, rows, _floats(_argument(frame, 20), like),
+        _floats(_argument(frame, 13), like)[0], sizes[3], _floats(_argument(frame, 21), like),
+        _floats(_argument(frame, 22), like), _floats(_argument(frame, 23), like), _floats(_argument(frame, 24), like),
+        _floats(_argument(frame, 25), like), _floats(_result(frame, 0), like), slots, _floats(_result(frame, 2), like),
+    )  # fmt: skip
+
+
+@njit
+def _cotangent(frame, circuit, room, rows, like, count):
+    """Further arguments: transposed chord, u, cotangents of v and of u."""
+    sizes, slots = integers(_argument(frame, 12)), _floats(_result(frame, 4), like)
+    fill_zero(slots, rows.first * rows.slots, count * rows.slots)
+    u = _floats(_argument(frame, 19), like)
+    kernel.read_slots(circuit, rows, u, room.u)
+    kernel.cotangent_pass(
+        circuit, _floats(_argument(frame, 18), like), room, rows, _floats(_argument(frame, 13), like)[0], sizes[3], u,
+        _floats(_argument(frame, 20), like), _floats(_argument(frame, 21), like), _floats(_result(frame, 0), like),
+        _floats(_result(frame, 1), like), _floats(_result(frame, 2), like), _floats(_result(frame, 3), like), slots,
+        _floats(_result(frame, 5), like),
+    )  # fmt: skip
+
+
+def _passes(each) -> Any:
+    @njit
+    def passes(shared, like, width):
+        """Takes passes as long as there are any. Without one, nothing but `shared` may be touched: the call may be over."""
+        number = count_up(shared + NEXT, 1)
+        if number >= word(shared + PASSES):
+            return
+        frame = word(shared + FRAME)
+        circuit, sizes = _circuit(frame, like), integers(_argument(frame, 12))
+        memory = allocate(64 * kernel.room_size(circuit))
+        room = kernel.make_room(circuit, _floats(memory, like))
+        p, q = _floats(_argument(frame, 14), like), _floats(_argument(frame, 15), like)
+        source = _floats(_argument(frame, 17), like)
+        while number < word(shared + PASSES):
+            first = number * width
+            rows = kernel.Rows(first, sizes[0] - 1, sizes[1], sizes[2])
+            kernel.read(circuit, room, rows, p, q, source)
+            each(frame, circuit, room, rows, like, min(width, sizes[0] - first))
+            count_up(shared + DONE, 1)
+            number = count_up(shared + NEXT, 1)
+        release(memory)
+
+    return passes
+
+
+_solve_passes, _tangent_passes, _cotangent_passes = _passes(_solve), _passes(_tangent), _passes(_cotangent)
+
+
+@njit
+def _solve_64(shared):
+    _solve_passes(shared, np.float64(0), 8)
+
+
+@njit
+def _solve_32(shared):
+    _solve_passes(shared, np.float32(0), 16)
+
+
+@njit
+def _tangent_64(shared):
+    _tangent_passes(shared, np.float64(0), 8)
+
+
+@njit
+def _tangent_32(shared):
+    _tangent_passes(shared, np.float32(0), 16)
+
+
+@njit
+def _cotangent_64(shared):
+    _cotangent_passes(shared, np.float64(0), 8)
+
+
+@njit
+def _cotangent_32(shared):
+    _cotangent_passes(shared, np.float32(0), 16)
+
+
+def _task(work) -> Any:
+    @intrinsic
+    def address(_):
+        """The address of a function that threads of XLA's pool run: `work` and, if it is the last user, the end."""
+
+        def task(shared):
+            work(shared)
+            _leave(shared)
+
+        def codegen(context, builder, sig, args):
+            signature = types.void(types.int64)
+            kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer()])
+            function = ir.Function(builder.module, kind, f"gridjax{work.py_func.__name__}")
+            function.linkage = "internal"
+            inside = ir.IRBuilder(function.append_basic_block("entry"))
+            compiled = context.compile_subroutine(inside, task, signature)
+            shared = inside.ptrtoint(function.args[0], ir.IntType(64))
+            context.call_internal_no_propagate(inside, compiled.fndesc, signature, [shared])
+            inside.ret_void()
+            return builder.ptrtoint(function, ir.IntType(64))
+
+        return types.int64(), codegen
+
+    return address
+
+
+@intrinsic
+def _call(_, function, argument):
+    """Calls one of the interface's functions."""
+
+    def codegen(context, builder, sig, args):
+        number = ir.IntType(64)
+        kind = ir.FunctionType(number, [number])
+        return builder.call(builder.inttoptr(args[0], kind.as_pointer()), [args[1]])
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@njit
+def _leave(shared):
+    """Releases what the threads share after the last has gone."""
+    if count_up(shared + USERS, -1) == 1:
+        release(shared)
+
+
+@njit
+def _start(frame, width, task):
+    """Puts down what the threads share and calls them; not more of them than there is work for."""
+    shared = allocate(128)
+    passes = (integers(_argument(frame, 12))[0] + width - 1) // width
+    set_word(shared + NEXT, 0)
+    set_word(shared + DONE, 0)
+    set_word(shared + USERS, 1)
+    set_word(shared + FRAME, frame)
+    set_word(shared + PASSES, passes)
+    if passes > 1:
+        api, message = word(frame + API), shared + 64
+        set_word(message, 32)  # the struct's size, no extension, context, where the answer goes
+        set_word(message + 8, 0)
+        set_word(message + 16, word(frame + CONTEXT))
+        set_word(message + 24, message + 40)
+        helpers = 0
+        if _call(word(api + THREADS), message) == 0:
+            helpers = min(word_now(message + 40), passes) - 1
+        set_word(message, 40)  # the struct's size, no extension, context, task, its data
+        set_word(message + 24, task)
+        set_word(message + 32, shared)
+        for _ in range(helpers):
+            count_up(shared + USERS, 1)
+            if _call(word(api + SCHEDULE), message) != 0:
+                count_up(shared + USERS, -1)
+    return shared
+
+
+@njit
+def _finish(shared):
+    """Waits for the passes that other threads have taken."""
+    while word_now(shared + DONE) < word(shared + PASSES):
+        pass
+    _leave(shared)
+
+
+_solve_64_task = _task(_solve_64)
+
+
+def solve_64(frame):
+    if not _asks_for_version(frame):
+        shared = _start(frame, 8, _solve_64_task())
+        _solve_64(shared)
+        _finish(shared)
+    return 0
+
+
+_solve_32_task = _task(_solve_32)
+
+
+def solve_32(frame):
+    if not _asks_for_version(frame):
+        shared = _start(frame, 16, _solve_32_task())
+        _solve_32(shared)
+        _finish(shared)
+    return 0
+
+
+_tangent_64_task = _task(_tangent_64)
+
+
+def tangent_64(frame):
+    if not _asks_for_version(frame):
+        shared = _start(frame, 8, _tangent_64_task())
+        _tangent_64(shared)
+        _finish(shared)
+    return 0
+
+
+_tangent_32_task = _task(_tangent_32)
+
+
+def tangent_32(frame):
+    if not _asks_for_version(frame):
+        shared = _start(frame, 16, _tangent_32_task())
+        _tangent_32(shared)
+        _finish(shared)
+    return 0
+
+
+_cotangent_64_task = _task(_cotangent_64)
+
+
+def cotangent_64(frame):
+    if not _asks_for_version(frame):
+        shared = _start(frame, 8, _cotangent_64_task())
+        _cotangent_64(shared)
+        _finish(shared)
+    return 0
+
+
+_cotangent_32_task = _task(_cotangent_32)
+
+
+def cotangent_32(frame):
+    if not _asks_for_version(frame):
+        shared = _start(frame, 16, _cotangent_32_task())
+        _cotangent_32(shared)
+        _finish(shared)
+    return 0
+
+
+HANDLERS = {f.__name__: f for f in (solve_64, solve_32, tangent_64, tangent_32, cotangent_64, cotangent_32)}
+_KEPT: dict[str, object] = {}
+
+
+def _cache() -> str:
+    """Where compiled functions are kept: beside the package if it can be written, else in the user's cache.
+
+    The folder is named after what they are made of.
+    """
+    here = Path(__file__).parent
+    text = b"".join(p.read_bytes() for p in sorted(here.glob("*.py"))) + f"{MAJOR}.{MINOR}".encode()
+    name = hashlib.sha256(text).hexdigest()[:16]
+    if os.access(here, os.W_OK):
+        return str(here / "__pycache__" / name)
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return str(Path(root) / "gridjax" / name)
+
+
+@functools.cache
+def target(name: str, dtype: np.dtype) -> str:
+    """Compiles a function for a type, or takes it from the cache, and tells XLA; returns its name there."""
+    handler = HANDLERS[f"{name}_{8 * dtype.itemsize}"]
+    before, config.CACHE_DIR = config.CACHE_DIR, _cache()
+    try:
+        function = cfunc(types.int64(types.int64), cache=True)(handler)
+    finally:
+        config.CACHE_DIR = before
+    full = f"gridjax_{handler.__name__}"
+    _KEPT[full] = function
+    jax.ffi.register_ffi_target(full, jax.ffi.pycapsule(function.ctypes), platform="cpu")
+    return full

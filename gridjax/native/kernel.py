@@ -1,0 +1,815 @@
+"""The kernel: sweeps of a few scenarios at a time over a tree of small zones, in the vectors of `gridjax.native.lanes`.
+
+The mathematics is that of `gridjax.powerflow` (the sweep, the chord method with acceleration, Newton's method, the
+linearised circuit and its transpose) on the operators of `gridjax.tree`. Every scenario stops when it has converged,
+whatever its neighbours do.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from numba import njit
+
+from gridjax.native.lanes import (
+    above,
+    at,
+    at_most,
+    below,
+    blend,
+    blend_33,
+    both,
+    either,
+    exponential,
+    full,
+    full_zero,
+    further,
+    gather,
+    largest,
+    load,
+    logarithm,
+    magnitude,
+    product,
+    root,
+    scatter,
+    scatter_pair,
+    select,
+    smallest,
+    some,
+    spread,
+    store,
+)
+
+# Columns of the units' table: the fields of `Laws` in their order, then these.
+LAW_COLUMNS = 22
+(POWER_P, CURRENT_P, IMPEDANCE_P, POWER_Q, CURRENT_Q, IMPEDANCE_Q, EXTRA_P, EXTRA_Q, EXPONENT_P, EXPONENT_Q,
+ VMIN, VMAX, VLOW, OFFSET_P, OFFSET_Q, SLOPE_P, SLOPE_Q, LOW_P, LOW_Q, HIGH_P, HIGH_Q, CUTOFF) = range(LAW_COLUMNS)  # fmt: skip
+SHARE, NO_LOAD, START, SLOPE, EMF, SOURCE, TAP, COLUMNS = 22, 23, 25, 27, 31, 33, 34, 35
+
+SWEEP, NEWTON = 0, 1
+MIN_STEP = 1 / 8
+NEAR = 0.1  # the last change, in per unit, of voltages worth starting from
+INNER_GAIN = 1e-3  # how far below the outer change
+DIRECTIONS = 16  # of a linear solution, before it starts anew
+
+_33 = product(6, 6, onto=True), product(6, 6, 6, onto=False)
+_11 = product(2, 2, onto=True), product(2, 2, 2, onto=False)
+_21 = product(2, 4, onto=True), product(4, 4, 2, onto=False)
+_22 = product(4, 4, onto=True), product(4, 4, 4, onto=False)
+up_33, down_33 = _33
+up_11, down_11 = _11
+up_21, down_21 = _21
+up_22, down_22 = _22
+
+
+class Circuit(NamedTuple):
+    """Pointers to the tree (see `gridjax.tree.Tree`) and the units' table, and how much there is of each."""
+
+    zones: Any
+    unit: Any
+    device: Any
+    term_start: Any
+    term: Any
+    weight: Any
+    direct: Any
+    passive: Any
+    passive_node: Any
+    recovery: Any
+    slot: Any
+    zone_count: int
+    units: int
+    direct_count: int
+    passive_count: int
+    operators: int
+    size: int
+    devices: int
+    sources: int
+    heads: int  # numbers of the root's coordinates
+
+
+class Room(NamedTuple):
+    """Pointers to what the scenarios of one pass need, in vectors."""
+
+    c: Any  # coordinates
+    j: Any  # their currents
+    more: Any  # currents that do not depend on the voltages
+    kept: Any  # coordinates or voltages of scenarios that have finished
+    u: Any  # voltages of the units
+    y: Any  # the last sweep's
+    d: Any  # its change
+    e: Any  # the change before
+    r: Any  # currents at voltage zero
+    k: Any  # slopes
+    p: Any  # powers of the devices
+    q: Any
+    s: Any  # sources
+    dp: Any  # changes of these, or cotangents
+    dq: Any
+    ds: Any
+    base: Any  # directions of a linear solution
+
+
+@njit
+def room_size(circuit):
+    """How many vectors a pass needs."""
+    return (
+        8 * circuit.size + 18 * circuit.units + 4 * circuit.devices + 2 * circuit.sources
+        + 4 * circuit.units * DIRECTIONS
+    )  # fmt: skip
+
+
+@njit
+def make_room(circuit, memory):
+    """Places everything in memory."""
+    n, u, d = 2 * circuit.size, 2 * circuit.units, circuit.devices
+    start = 4 * n
+    powers = start + 9 * u
+    return Room(
+        further(memory, 0), further(memory, n), further(memory, 2 * n), further(memory, 3 * n),
+        further(memory, start), further(memory, start + u), further(memory, start + 2 * u),
+        further(memory, start + 3 * u), further(memory, start + 4 * u), further(memory, start + 5 * u),
+        further(memory, powers), further(memory, powers + d), further(memory, powers + 4 * d),
+        further(memory, powers + 2 * d), further(memory, powers + 3 * d),
+        further(memory, powers + 4 * d + circuit.sources), further(memory, powers + 4 * d + 2 * circuit.sources),
+    )  # fmt: skip
+
+
+@njit
+def sweep(circuit, operators, c, j, zero):
+    """The coordinates from their currents (which are changed) and the root's coordinates."""
+    zones, o = circuit.zones, circuit.operators
+    for z in range(4 * circuit.zone_count - 4, -4, -4):
+        s, a, h, n = 2 * at(zones, z), 2 * at(zones, z + 1), 2 * at(zones, z + 2), 2 * at(zones, z + 3)
+        o -= a * (a + 2 * n)
+        t = o + a * (a + n)
+        if a == 6 and n == 6:
+            up_33(j, h, operators, t, j, s)
+        elif a == 2 and n == 2:
+            up_11(j, h, operators, t, j, s)
+        elif a == 4 and n == 2:
+            up_21(j, h, operators, t, j, s)
+        elif a == 4 and n == 4:
+            up_22(j, h, operators, t, j, s)
+        else:
+            for i in range(n):
+                total = load(j, h + i)
+                for k in range(a):
+                    total = total + load(j, s + k) * at(operators, t + i * a + k)
+                store(j, h + i, total)
+    o = 0
+    for z in range(0, 4 * circuit.zone_count, 4):
+        s, a, h, n = 2 * at(zones, z), 2 * at(zones, z + 1), 2 * at(zones, z + 2), 2 * at(zones, z + 3)
+        if a == 6 and n == 6:
+            down_33(c, s, operators, o, j, s, c, h)
+        elif a == 2 and n == 2:
+            down_11(c, s, operators, o, j, s, c, h)
+        elif a == 4 and n == 2:
+            down_21(c, s, operators, o, j, s, c, h)
+        elif a == 4 and n == 4:
+            down_22(c, s, operators, o, j, s, c, h)
+        else:
+            w = o + a * a
+            for i in range(a):
+                total = zero
+                for k in range(a):
+                    total = total + load(j, s + k) * at(operators, o + i * a + k)
+                for k in range(n):
+                    total = total + load(c, h + k) * at(operators, w + i * n + k)
+                store(c, s + i, total)
+        o += a * (a + 2 * n)
+
+
+@njit
+def _branch(unit, o, q, v, inverse, high, inside, low, zero):
+    """One of the two factors of a law (q: 0 real, 1 imaginary) and its derivative by the squared voltage."""
+    power, current = at(unit, o + POWER_P + 3 * q), at(unit, o + CURRENT_P + 3 * q)
+    extra, offset = at(unit, o + EXTRA_P + q), at(unit, o + OFFSET_P + q)
+    half = inverse * inverse * full(zero, 0.5)
+    band = (inverse * power + spread(current)) * inverse + spread(at(unit, o + IMPEDANCE_P + 3 * q))
+    slope = zero - half * (inverse * (power + power) + spread(current)) * inverse
+    if extra != 0:
+        exponent = spread(at(unit, o + EXPONENT_P + q)) - full(zero, 2.0)
+        term = exponential(logarithm(v) * exponent) * extra
+        band = band + term
+        slope = slope + term * half * exponent
+    line = inverse * offset + spread(at(unit, o + SLOPE_P + q))
+    outside = select(low, spread(at(unit, o + LOW_P + q)), line)
+    factor = select(high, spread(at(unit, o + HIGH_P + q)), select(inside, band, outside))
+    falling = select(low, zero, zero - half * inverse * offset)
+    return factor, select(high, zero, select(inside, slope, falling))
+
+
+@njit
+def law(unit, o, re, im, zero):
+    """The factors of the power drawn at a voltage (`gridjax.powerflow.injections.factors`), and their derivatives."""
+    one = full(zero, 1.0)
+    v2 = largest(re * re + im * im, full(zero, 1e-6))
+    v = root(v2)
+    inverse = one / v
+    high = above(v, spread(at(unit, o + VMAX)))
+    inside = above(v, spread(at(unit, o + VMIN)))
+    low = at_most(v, spread(at(unit, o + VLOW)))
+    fp, dp = _branch(unit, o, 0, v, inverse, high, inside, low, zero)
+    fq, dq = _branch(unit, o, 1, v, inverse, high, inside, low, zero)
+    cutoff = at(unit, o + CUTOFF)
+    if cutoff > 0:
+        steep = full(zero, 1000.0)
+        beyond = (v - spread(cutoff)) * steep
+        power = exponential(largest(smallest(beyond, full(zero, 80.0)), full(zero, -80.0)))
+        drop = select(low, one, power / (power + one))
+        rise = select(low, zero, drop * (one - drop) * inverse * (full(zero, 0.5) * steep))
+        dp, dq = dp * drop + fp * rise, dq * drop + fq * rise
+        fp, fq = fp * drop, fq * drop
+    return fp, fq, dp, dq
+
+
+@njit
+def is_plain(unit, o):
+    """Whether a law has only power and impedance between its limits."""
+    return (
+        at(unit, o + CURRENT_P) == 0 and at(unit, o + CURRENT_Q) == 0 and at(unit, o + EXTRA_P) == 0
+        and at(unit, o + EXTRA_Q) == 0 and at(unit, o + CUTOFF) <= 0
+    )  # fmt: skip
+
+
+@njit
+def _outside(unit, o, v2):
+    """Whether any scenario's voltage is beyond the limits of the law."""
+    lo, hi = at(unit, o + VMIN), at(unit, o + VMAX)
+    return some(either(above(v2, spread(hi * hi)), at_most(v2, spread(lo * lo))))
+
+
+@njit
+def inject(circuit, k, xr, xi, j):
+    """Adds the current of unit k at its terms."""
+    for t in range(at(circuit.term_start, k), at(circuit.term_start, k + 1)):
+        c, w = 2 * at(circuit.term, t), at(circuit.weight, t)
+        store(j, c, load(j, c) + xr * w)
+        store(j, c + 1, load(j, c + 1) + xi * w)
+
+
+@njit
+def see(circuit, k, c, zero):
+    """The voltage of unit k."""
+    yr, yi = zero, zero
+    for t in range(at(circuit.term_start, k), at(circuit.term_start, k + 1)):
+        i, w = 2 * at(circuit.term, t), at(circuit.weight, t)
+        yr = yr + load(c, i) * w
+        yi = yi + load(c, i + 1) * w
+    return yr, yi
+
+
+@njit
+def draw(circuit, room, apart, zero):
+    """The currents at the units' voltages, those of the nominal slopes apart or not."""
+    unit = circuit.unit
+    for i in range(2 * circuit.size):
+        store(room.j, i, zero)
+    for k in range(circuit.units):
+        o = k * COLUMNS
+        ur, ui = load(room.u, 2 * k), load(room.u, 2 * k + 1)
+        re, im = ur + spread(at(unit, o + NO_LOAD)), ui + spread(at(unit, o + NO_LOAD + 1))
+        d, share = at(circuit.device, k), at(unit, o + SHARE)
+        p, q = load(room.p, d) * share, load(room.q, d) * share
+        v2 = re * re + im * im
+        if is_plain(unit, o) and not _outside(unit, o, v2):
+            inverse = full(zero, 1.0) / v2
+            a = p * (inverse * at(unit, o + POWER_P) + spread(at(unit, o + IMPEDANCE_P)))
+            b = q * (inverse * at(unit, o + POWER_Q) + spread(at(unit, o + IMPEDANCE_Q)))
+        else:
+            fp, fq, _, _ = law(unit, o, re, im, zero)
+            a, b = p * fp, q * fq
+        xr = zero - a * re - b * im
+        xi = b * re - a * im
+        if at(unit, o + SOURCE) >= 0:
+            pu = load(room.s, int(at(unit, o + SOURCE)))
+            xr = xr + pu * at(unit, o + EMF)
+            xi = xi + pu * at(unit, o + EMF + 1)
+        if apart:
+            xr = xr - (ur * at(unit, o + SLOPE) + ui * at(unit, o + SLOPE + 1))
+            xi = xi - (ur * at(unit, o + SLOPE + 2) + ui * at(unit, o + SLOPE + 3))
+        inject(circuit, k, xr, xi, room.j)
+
+
+@njit
+def linearise(circuit, room, zero):
+    """Slopes at the units' voltages, less the nominal ones, in `k`; currents there less slopes times voltages in `r`."""
+    unit = circuit.unit
+    for k in range(circuit.units):
+        o = k * COLUMNS
+        ur, ui = load(room.u, 2 * k), load(room.u, 2 * k + 1)
+        re, im = ur + spread(at(unit, o + NO_LOAD)), ui + spread(at(unit, o + NO_LOAD + 1))
+        d, share = at(circuit.device, k), at(unit, o + SHARE)
+        p, q = load(room.p, d) * share, load(room.q, d) * share
+        fp, fq, dp, dq = law(unit, o, re, im, zero)
+        a, b, da, db = p * fp, q * fq, p * dp, q * dq
+        along = (da * re + db * im) * full(zero, -2.0)
+        across = (db * re - da * im) * full(zero, 2.0)
+        rr, ri = along * re - a, along * im - b
+        ir, ii = across * re + b, across * im - a
+        xr, xi = zero - a * re - b * im, b * re - a * im
+        if at(unit, o + SOURCE) >= 0:
+            pu = load(room.s, int(at(unit, o + SOURCE)))
+            xr = xr + pu * at(unit, o + EMF)
+            xi = xi + pu * at(unit, o + EMF + 1)
+        store(room.r, 2 * k, xr - (rr * ur + ri * ui))
+        store(room.r, 2 * k + 1, xi - (ir * ur + ii * ui))
+        store(room.k, 4 * k, rr - spread(at(unit, o + SLOPE)))
+        store(room.k, 4 * k + 1, ri - spread(at(unit, o + SLOPE + 1)))
+        store(room.k, 4 * k + 2, ir - spread(at(unit, o + SLOPE + 2)))
+        store(room.k, 4 * k + 3, ii - spread(at(unit, o + SLOPE + 3)))
+
+
+@njit
+def respond(circuit, room):
+    """The linearised currents at the units' voltages, and `more`."""
+    for i in range(2 * circuit.size):
+        store(room.j, i, load(room.more, i))
+    for k in range(circuit.units):
+        ur, ui = load(room.u, 2 * k), load(room.u, 2 * k + 1)
+        xr = load(room.r, 2 * k) + load(room.k, 4 * k) * ur + load(room.k, 4 * k + 1) * ui
+        xi = load(room.r, 2 * k + 1) + load(room.k, 4 * k + 2) * ur + load(room.k, 4 * k + 3) * ui
+        inject(circuit, k, xr, xi, room.j)
+
+
+@njit
+def react(circuit, room, zero):
+    """That part of the linearised currents which depends on the units' voltages."""
+    for i in range(2 * circuit.size):
+        store(room.j, i, zero)
+    for k in range(circuit.units):
+        ur, ui = load(room.u, 2 * k), load(room.u, 2 * k + 1)
+        xr = load(room.k, 4 * k) * ur + load(room.k, 4 * k + 1) * ui
+        xi = load(room.k, 4 * k + 2) * ur + load(room.k, 4 * k + 3) * ui
+        inject(circuit, k, xr, xi, room.j)
+
+
+@njit
+def mismatch(circuit, room, weighted, zero):
+    """The largest change of the units' voltages by the last sweep, a sum that shows whether all are finite; `d`.
+
+    Taps count as far as they matter: their currents may be those of very stiff transformers.
+    """
+    size, check = zero, zero
+    for k in range(circuit.units):
+        yr, yi = see(circuit, k, room.c, zero)
+        cr, ci = yr - load(room.u, 2 * k), yi - load(room.u, 2 * k + 1)
+        store(room.d, 2 * k, cr)
+        store(room.d, 2 * k + 1, ci)
+        change = largest(magnitude(cr), magnitude(ci))
+        if weighted and at(circuit.unit, k * COLUMNS + TAP) != 0:
+            change = change * magnitude(load(room.p, at(circuit.device, k)))
+        size, check = largest(change, size), check + change
+    return size, check
+
+
+@njit
+def bend(circuit, room, zero):
+    """How far D. G. Anderson's method (1965) of depth one goes back along the last step."""
+    top, bottom = zero, full(zero, 1e-30)
+    for i in range(2 * circuit.units):
+        c = load(room.d, i)
+        b = c - load(room.e, i)
+        top, bottom = top + b * c, bottom + b * b
+    one = full(zero, 1.0)
+    return smallest(largest(top / bottom, zero - one), one)
+
+
+@njit
+def accelerated(circuit, operators, room, linear, tol, limit, active, zero):
+    """Chord steps from `u`, accelerated (see `gridjax.powerflow.chord`), of the power flow or its linearisation.
+
+    A step is bent back at most to where it came from: so nothing converges to a solution at which plain steps would
+    leave along one direction for good, as they do beyond the nose.
+
+    Returns:
+      Each scenario's last change, the steps it made, and whether it has converged. The coordinates are the last
+      sweep's, `u` of converged scenarios the voltages it came from.
+    """
+    one, limitless = full(zero, 1.0), full(zero, 1e30)
+    before, residual = limitless, limitless
+    count, reached = zero, below(one, zero)
+    for step in range(limit):
+        if linear:
+            respond(circuit, room)
+        else:
+            draw(circuit, room, True, zero)
+        sweep(circuit, operators, room.c, room.j, zero)
+        size, check = mismatch(circuit, room, not linear, zero)
+        count = select(active, count + one, count)
+        fine = below(check, limitless)
+        residual = select(active, select(fine, size, limitless), residual)
+        reached = either(reached, both(active, both(fine, at_most(size, tol))))
+        active = both(active, both(fine, above(size, tol)))
+        if not some(active):
+            break
+        slope = zero
+        if step > 0:
+            slope = select(above(before, size), bend(circuit, room, zero), zero)
+        before = size
+        for i in range(2 * circuit.units):
+            old, change = load(room.u, i), load(room.d, i)
+            y = old + change
+            new = y
+            if step > 0:
+                new = y - slope * (y - load(room.y, i))
+            store(room.y, i, y)
+            store(room.e, i, change)
+            store(room.u, i, select(active, new, old))
+    return residual, count, reached
+
+
+@njit
+def damped(circuit, operators, room, tol, limit, active, zero):
+    """Plain sweeps from `u`, with half the step where the changes stop shrinking (see `gridjax.powerflow.sweep`)."""
+    one, limitless = full(zero, 1.0), full(zero, 1e30)
+    residual, length, half = limitless, one, full(zero, 0.5)
+    count, reached = zero, below(one, zero)
+    for _ in range(limit):
+        draw(circuit, room, False, zero)
+        sweep(circuit, operators, room.c, room.j, zero)
+        size, check = mismatch(circuit, room, True, zero)
+        stalled = both(above(size, residual * full(zero, 0.95)), above(length, full(zero, MIN_STEP)))
+        length = select(stalled, length * half, length)
+        count = select(active, count + one, count)
+        fine = below(check, limitless)
+        residual = select(active, select(fine, size, limitless), residual)
+        reached = either(reached, both(active, both(fine, at_most(size, tol))))
+        active = both(active, both(fine, above(size, tol)))
+        if not some(active):
+            break
+        for i in range(2 * circuit.units):
+            old = load(room.u, i)
+            store(room.u, i, select(active, old + length * load(room.d, i), old))
+    return residual, count, reached
+
+
+@njit
+def newton(circuit, plain, chord, room, tol, limit, inner, active, zero):
+    """Newton's method from `u`, its linear systems by the chord method.
+
+    A system that the chord method does not solve ends it, for there the determinant of the Jacobian may have changed
+    its sign.
+    """
+    one, limitless = full(zero, 1.0), full(zero, 1e30)
+    residual, count, reached = limitless, zero, below(one, zero)
+    solved = below(zero, one)
+    for i in range(2 * circuit.size):
+        store(room.more, i, zero)
+    for _ in range(limit):
+        draw(circuit, room, False, zero)
+        sweep(circuit, plain, room.c, room.j, zero)
+        size, check = mismatch(circuit, room, True, zero)
+        fine = both(below(check, limitless), solved)
+        residual = select(active, select(fine, size, limitless), residual)
+        reached = either(reached, both(active, both(fine, at_most(size, tol))))
+        active = both(active, both(fine, above(size, tol)))
+        if not some(active):
+            break
+        linearise(circuit, room, zero)
+        for i in range(2 * circuit.units):
+            store(room.kept, i, load(room.u, i))
+        wanted = largest(size * full(zero, INNER_GAIN), tol * full(zero, 0.1))
+        _, _, solved = accelerated(circuit, chord, room, True, wanted, inner, active, zero)
+        for i in range(2 * circuit.units):
+            store(room.u, i, select(active, load(room.u, i) + load(room.d, i), load(room.kept, i)))
+        count = select(active, count + one, count)
+    return residual, count, reached
+
+
+@njit
+def response(circuit, operators, room, tolerance, limit, zero):
+    """Solves the linearised circuit by generalised conjugate residuals (S. C. Eisenstat, H. C. Elman, M. H. Schultz, 1983).
+
+    The equation is `w = L (r + K w) + more`, taken as `w - L' (K - K0) w = L' r` with the chord operators L'; the
+    residual is made smallest over the last `DIRECTIONS` directions. The coordinates at the end are those of one more
+    sweep. The root's coordinates are in `kept`.
+
+    Returns:
+      Whether each scenario has converged.
+    """
+    n = 2 * circuit.units
+    one, least = full(zero, 1.0), full(zero, 1e-30)
+    for i in range(n):
+        store(room.u, i, zero)
+    root_coordinates(circuit, room, True, zero)
+    respond(circuit, room)
+    sweep(circuit, operators, room.c, room.j, zero)
+    goal = zero
+    for k in range(circuit.units):
+        yr, yi = see(circuit, k, room.c, zero)
+        store(room.d, 2 * k, yr)
+        store(room.d, 2 * k + 1, yi)
+        store(room.y, 2 * k, zero)
+        store(room.y, 2 * k + 1, zero)
+        goal = goal + yr * yr + yi * yi
+    size = goal
+    goal = goal * tolerance * tolerance
+    root_coordinates(circuit, room, False, zero)
+    for step in range(limit):
+        if not some(above(size, goal)):
+            break
+        used = step % DIRECTIONS
+        p, q = further(room.base, 2 * n * used), further(room.base, 2 * n * used + n)
+        for i in range(n):
+            store(room.u, i, load(room.d, i))
+        react(circuit, room, zero)
+        sweep(circuit, operators, room.c, room.j, zero)
+        for k in range(circuit.units):
+            yr, yi = see(circuit, k, room.c, zero)
+            store(q, 2 * k, load(room.u, 2 * k) - yr)
+            store(q, 2 * k + 1, load(room.u, 2 * k + 1) - yi)
+        for i in range(n):
+            store(p, i, load(room.u, i))
+        for other in range(used):
+            p2, q2 = further(room.base, 2 * n * other), further(room.base, 2 * n * other + n)
+            top, bottom = zero, least
+            for i in range(n):
+                a, b = load(q, i), load(q2, i)
+                top, bottom = top + a * b, bottom + b * b
+            part = top / bottom
+            for i in range(n):
+                store(q, i, load(q, i) - part * load(q2, i))
+                store(p, i, load(p, i) - part * load(p2, i))
+        top, bottom = zero, least
+        for i in range(n):
+            a = load(q, i)
+            top, bottom = top + a * load(room.d, i), bottom + a * a
+        part = select(above(size, goal), top / bottom, zero)
+        size_now = zero
+        for i in range(n):
+            store(room.y, i, load(room.y, i) + part * load(p, i))
+            left = load(room.d, i) - part * load(q, i)
+            store(room.d, i, left)
+            size_now = size_now + left * left
+        size = size_now
+    for i in range(n):
+        store(room.u, i, load(room.y, i))
+    root_coordinates(circuit, room, True, zero)
+    respond(circuit, room)
+    sweep(circuit, operators, room.c, room.j, zero)
+    return at_most(size, goal * full(zero, 1e4))
+
+
+@njit
+def root_coordinates(circuit, room, given, zero):
+    """Makes the root's coordinates those that `kept` holds, or zero."""
+    for i in range(circuit.heads):
+        store(room.c, i, load(room.kept, i) if given else zero)
+
+
+class Rows(NamedTuple):
+    """The scenarios of a pass: `first` to `last` (that one again if there are fewer than lanes), and lengths of rows."""
+
+    first: int
+    last: int
+    nodes: int
+    slots: int
+
+
+@njit
+def read(circuit, room, rows, p, q, source):
+    """Takes the scenarios' powers and sources."""
+    for d in range(circuit.devices):
+        store(room.p, d, gather(p, rows.first, rows.last, circuit.devices, d))
+        store(room.q, d, gather(q, rows.first, rows.last, circuit.devices, d))
+    for i in range(circuit.sources):
+        store(room.s, i, gather(source, rows.first, rows.last, circuit.sources, i))
+
+
+@njit
+def read_head(circuit, rows, head, c):
+    """Takes the root's coordinates."""
+    for i in range(circuit.heads):
+        store(c, i, gather(head, rows.first, rows.last, circuit.heads, i))
+
+
+@njit
+def read_slots(circuit, rows, slots, u):
+    """The units' voltages from their slots."""
+    for i in range(2 * circuit.units):
+        store(u, i, gather(slots, rows.first, rows.last, rows.slots, at(circuit.slot, i)))
+
+
+@njit
+def write_nodes(circuit, room, rows, no_load, v):
+    """All nodes' voltages from the coordinates."""
+    c, direct, passive, recovery = room.c, circuit.direct, circuit.passive, circuit.recovery
+    for i in range(0, 3 * circuit.direct_count, 3):
+        node, k, last = 2 * at(direct, i), 2 * at(direct, i + 1), 2 * at(direct, i + 2)
+        re = load(c, k) + spread(at(no_load, node))
+        im = load(c, k + 1) + spread(at(no_load, node + 1))
+        if last >= 0:
+            re, im = re + load(c, last), im + load(c, last + 1)
+        scatter_pair(v, rows.first, rows.last, 2 * rows.nodes, node, re, im)
+    o, n = 0, 0
+    for i in range(0, 4 * circuit.passive_count, 4):
+        z = 4 * at(passive, i)
+        s, a = 2 * at(circuit.zones, z), at(circuit.zones, z + 1)
+        h, b = 2 * at(passive, i + 2), at(passive, i + 3)
+        for _ in range(at(passive, i + 1)):
+            node = 2 * at(circuit.passive_node, n)
+            n += 1
+            if a == 3 and b == 3:
+                re, im = blend_33(recovery, o, c, s, c, h)
+                o += 12
+            else:
+                re, im = full_zero(c), full_zero(c)
+                for k in range(a):
+                    dr, di = blend(recovery, o, c, s + 2 * k)
+                    re, im = re + dr, im + di
+                    o += 2
+                for k in range(b):
+                    dr, di = blend(recovery, o, c, h + 2 * k)
+                    re, im = re + dr, im + di
+                    o += 2
+            re, im = re + spread(at(no_load, node)), im + spread(at(no_load, node + 1))
+            scatter_pair(v, rows.first, rows.last, 2 * rows.nodes, node, re, im)
+
+
+@njit
+def take_nodes(circuit, room, rows, v_bar):
+    """Adds the cotangents of all nodes' voltages to those of the coordinates, the transpose of `write_nodes`."""
+    more, direct, passive, recovery = room.more, circuit.direct, circuit.passive, circuit.recovery
+    for i in range(0, 3 * circuit.direct_count, 3):
+        node, k, last = 2 * at(direct, i), 2 * at(direct, i + 1), 2 * at(direct, i + 2)
+        for part in range(2):
+            value = gather(v_bar, rows.first, rows.last, 2 * rows.nodes, node + part)
+            store(more, k + part, load(more, k + part) + value)
+            if last >= 0:
+                store(more, last + part, load(more, last + part) + value)
+    o, n = 0, 0
+    for i in range(0, 4 * circuit.passive_count, 4):
+        z = 4 * at(passive, i)
+        s, a = 2 * at(circuit.zones, z), at(circuit.zones, z + 1)
+        h, b = 2 * at(passive, i + 2), at(passive, i + 3)
+        for _ in range(at(passive, i + 1)):
+            node = 2 * at(circuit.passive_node, n)
+            n += 1
+            re = gather(v_bar, rows.first, rows.last, 2 * rows.nodes, node)
+            im = gather(v_bar, rows.first, rows.last, 2 * rows.nodes, node + 1)
+            for part in range(2):
+                start, count = (s, a) if part == 0 else (h, b)
+                for k in range(count):
+                    gr, gi, i_c = at(recovery, o), at(recovery, o + 1), start + 2 * k
+                    store(more, i_c, load(more, i_c) + re * gr + im * gi)
+                    store(more, i_c + 1, load(more, i_c + 1) + im * gr - re * gi)
+                    o += 2
+
+
+@njit
+def solve_pass(circuit, plain, chord, room, rows, head, no_load, method, tolerance, chord_limit, limit, inner, v, slots,
+               steps_out, residual_out):  # fmt: skip
+    """Solves the scenarios that `read` has taken."""
+    zero = full_zero(room.c)
+    one, tol = full(zero, 1.0), zero + spread(tolerance)
+    everywhere = below(zero, one)
+    read_head(circuit, rows, head, room.c)
+    for k in range(circuit.units):
+        store(room.u, 2 * k, spread(at(circuit.unit, k * COLUMNS + START)))
+        store(room.u, 2 * k + 1, spread(at(circuit.unit, k * COLUMNS + START + 1)))
+    if method == NEWTON:
+        size, steps, _ = newton(circuit, plain, chord, room, tol, limit, inner, everywhere, zero)
+    else:
+        size, steps, reached = accelerated(circuit, chord, room, False, tol, chord_limit, everywhere, zero)
+        left = below(select(reached, one, zero), one)
+        if some(left) and limit > chord_limit:
+            near = both(left, below(size, full(zero, NEAR)))
+            for i in range(2 * circuit.units):
+                store(room.u, i, select(near, load(room.u, i), zero))
+            for i in range(2 * circuit.size):
+                store(room.kept, i, load(room.c, i))
+            again, more, _ = damped(circuit, plain, room, tol, limit - chord_limit, left, zero)
+            size, steps = select(left, again, size), steps + more
+            for i in range(2 * circuit.size):
+                store(room.c, i, select(left, load(room.c, i), load(room.kept, i)))
+    write_nodes(circuit, room, rows, no_load, v)
+    for k in range(circuit.units):
+        yr, yi = see(circuit, k, room.c, zero)
+        scatter(slots, rows.first, rows.last, rows.slots, at(circuit.slot, 2 * k), yr)
+        scatter(slots, rows.first, rows.last, rows.slots, at(circuit.slot, 2 * k + 1), yi)
+    scatter(steps_out, rows.first, rows.last, 1, 0, steps)
+    scatter(residual_out, rows.first, rows.last, 1, 0, size)
+
+
+@njit
+def at_solution(circuit, room, k, zero):
+    """The voltage of unit k and the factors of its powers, its share included."""
+    unit, o = circuit.unit, k * COLUMNS
+    re = load(room.u, 2 * k) + spread(at(unit, o + NO_LOAD))
+    im = load(room.u, 2 * k + 1) + spread(at(unit, o + NO_LOAD + 1))
+    fp, fq, _, _ = law(unit, o, re, im, zero)
+    return re, im, fp * at(unit, o + SHARE), fq * at(unit, o + SHARE)
+
+
+@njit
+def whole(circuit, room, k, xr, xi, transposed):
+    """The slopes in `k` and the nominal ones, or their transpose, times a vector."""
+    unit, o = circuit.unit, k * COLUMNS + SLOPE
+    across, down = at(unit, o + 1), at(unit, o + 2)
+    if transposed:
+        across, down = down, across
+    yr = (load(room.k, 4 * k) + spread(at(unit, o))) * xr + (load(room.k, 4 * k + 1) + spread(across)) * xi
+    yi = (load(room.k, 4 * k + 2) + spread(down)) * xr + (load(room.k, 4 * k + 3) + spread(at(unit, o + 3))) * xi
+    return yr, yi
+
+
+@njit
+def tangent_pass(circuit, chord, room, rows, none, tolerance, limit, dp, dq, dhead, dsource, more, v, slots, lost):
+    """How voltages answer to changes of what `read` takes; `u` holds the units' voltages.
+
+    `more` are changes of the units' voltages that come from elsewhere. The slopes act on the whole voltage w + more, of
+    which the circuit gives w.
+    """
+    zero = full_zero(room.c)
+    one = full(zero, 1.0)
+    for d in range(circuit.devices):
+        store(room.dp, d, gather(dp, rows.first, rows.last, circuit.devices, d))
+        store(room.dq, d, gather(dq, rows.first, rows.last, circuit.devices, d))
+    for i in range(circuit.sources):
+        store(room.ds, i, gather(dsource, rows.first, rows.last, circuit.sources, i))
+    read_head(circuit, rows, dhead, room.kept)
+    linearise(circuit, room, zero)
+    for i in range(2 * circuit.size):
+        store(room.more, i, zero)
+    for k in range(circuit.units):
+        o = k * COLUMNS
+        re, im, fp, fq = at_solution(circuit, room, k, zero)
+        d = at(circuit.device, k)
+        a, b = load(room.dp, d) * fp, load(room.dq, d) * fq
+        xr, xi = zero - a * re - b * im, b * re - a * im
+        if at(circuit.unit, o + SOURCE) >= 0:
+            pu = load(room.ds, int(at(circuit.unit, o + SOURCE)))
+            xr = xr + pu * at(circuit.unit, o + EMF)
+            xi = xi + pu * at(circuit.unit, o + EMF + 1)
+        fr = gather(more, rows.first, rows.last, rows.slots, at(circuit.slot, 2 * k))
+        fi = gather(more, rows.first, rows.last, rows.slots, at(circuit.slot, 2 * k + 1))
+        kr, ki = whole(circuit, room, k, fr, fi, False)
+        store(room.r, 2 * k, xr + kr)
+        store(room.r, 2 * k + 1, xi + ki)
+    reached = response(circuit, chord, room, spread(tolerance), limit, zero)
+    write_nodes(circuit, room, rows, none, v)
+    for k in range(circuit.units):
+        yr, yi = see(circuit, k, room.c, zero)
+        i, j = at(circuit.slot, 2 * k), at(circuit.slot, 2 * k + 1)
+        fr = gather(more, rows.first, rows.last, rows.slots, i)
+        fi = gather(more, rows.first, rows.last, rows.slots, j)
+        scatter(slots, rows.first, rows.last, rows.slots, i, yr + fr)
+        scatter(slots, rows.first, rows.last, rows.slots, j, yi + fi)
+    scatter(lost, rows.first, rows.last, 1, 0, select(reached, zero, one))
+
+
+@njit
+def cotangent_pass(circuit, transposed, room, rows, tolerance, limit, u, v_bar, u_bar, p_bar, q_bar, head_bar,
+                   source_bar, more_bar, lost):  # fmt: skip
+    """The transpose of `tangent_pass`."""
+    zero = full_zero(room.c)
+    one = full(zero, 1.0)
+    linearise(circuit, room, zero)
+    for k in range(circuit.units):
+        across = load(room.k, 4 * k + 1)
+        store(room.k, 4 * k + 1, load(room.k, 4 * k + 2))
+        store(room.k, 4 * k + 2, across)
+    for i in range(2 * circuit.size):
+        store(room.more, i, zero)
+    for i in range(circuit.heads):
+        store(room.kept, i, zero)
+    take_nodes(circuit, room, rows, v_bar)
+    for k in range(circuit.units):
+        i, j = at(circuit.slot, 2 * k), at(circuit.slot, 2 * k + 1)
+        ur = gather(u_bar, rows.first, rows.last, rows.slots, i)
+        ui = gather(u_bar, rows.first, rows.last, rows.slots, j)
+        inject(circuit, k, ur, ui, room.more)
+    for i in range(2 * circuit.units):
+        store(room.r, i, zero)
+    reached = response(circuit, transposed, room, spread(tolerance), limit, zero)
+    for i in range(circuit.heads):
+        scatter(head_bar, rows.first, rows.last, circuit.heads, i, load(room.j, i))
+    read_slots(circuit, rows, u, room.u)
+    for d in range(circuit.devices):
+        store(room.dp, d, zero)
+        store(room.dq, d, zero)
+    for i in range(circuit.sources):
+        store(room.ds, i, zero)
+    for k in range(circuit.units):
+        o, d = k * COLUMNS, at(circuit.device, k)
+        re, im, fp, fq = at_solution(circuit, room, k, zero)
+        xr, xi = see(circuit, k, room.c, zero)
+        fr, fi = whole(circuit, room, k, xr, xi, True)
+        i, j = at(circuit.slot, 2 * k), at(circuit.slot, 2 * k + 1)
+        fr = fr + gather(u_bar, rows.first, rows.last, rows.slots, i)
+        fi = fi + gather(u_bar, rows.first, rows.last, rows.slots, j)
+        scatter(more_bar, rows.first, rows.last, rows.slots, i, fr)
+        scatter(more_bar, rows.first, rows.last, rows.slots, j, fi)
+        store(room.dp, d, load(room.dp, d) - fp * (xr * re + xi * im))
+        store(room.dq, d, load(room.dq, d) + fq * (xi * re - xr * im))
+        if at(circuit.unit, o + SOURCE) >= 0:
+            i = int(at(circuit.unit, o + SOURCE))
+            total = load(room.ds, i) + xr * at(circuit.unit, o + EMF) + xi * at(circuit.unit, o + EMF + 1)
+            store(room.ds, i, total)
+    for d in range(circuit.devices):
+        scatter(p_bar, rows.first, rows.last, circuit.devices, d, load(room.dp, d))
+        scatter(q_bar, rows.first, rows.last, circuit.devices, d, load(room.dq, d))
+    for i in range(circuit.sources):
+        scatter(source_bar, rows.first, rows.last, circuit.sources, i, load(room.ds, i))
+    scatter(lost, rows.first, rows.last, 1, 0, select(reached, zero, one))

@@ -82,15 +82,18 @@ def peak_mib() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def timed(run: Callable[[], Any], repeats: int, limit_s: float) -> tuple[list[float], Any]:
-    """Seconds of each run after a first one, and the result; a long first run is the only one."""
+def timed(run: Callable[[], Any], repeats: int, seconds: float, limit_s: float) -> tuple[list[float], Any]:
+    """Seconds of each run after a first one, and the result; a long first run is the only one.
+
+    Short runs are repeated for as many seconds as a run of a peer takes.
+    """
     start = time.perf_counter()
     result = jax.block_until_ready(run())
     first = time.perf_counter() - start
     if first * repeats > limit_s:
         return [first], result
     times = []
-    for _ in range(repeats):
+    while len(times) < repeats or sum(times) < seconds:
         start = time.perf_counter()
         result = jax.block_until_ready(run())
         times.append(time.perf_counter() - start)
@@ -125,7 +128,7 @@ def on_devices(spec: dict, grid: gridjax.Grid, solve: Callable, batch: int, shar
         return {**row, "not_run": f"memory: {need / 2**30:.0f} GiB needed, {free / 2**30:.0f} GiB free"}
     points = operating_points(grid, spec["seed"], batch)
     points = points if sharding is None else jax.device_put(points, sharding)
-    times, flow = timed(lambda: compiled(grid, points), spec["repeats"], spec["limit_s"])
+    times, flow = timed(lambda: compiled(grid, points), spec["repeats"], spec["seconds"], spec["limit_s"])
     row["us"], row["us_median"] = 1e6 * min(times) / batch, 1e6 * statistics.median(times) / batch
     row["runs"] = len(times)
     row["iterations"] = float(jnp.mean(flow.iterations))
@@ -153,7 +156,7 @@ def with_results(spec: dict, grid: gridjax.Grid, solve: Callable, points: Any, o
     need, free = needed_bytes(compiled), free_bytes()
     if need > SPARE * free:
         return {"not_run": f"memory: {need / 2**30:.0f} GiB needed, {free / 2**30:.0f} GiB free"}
-    times, _ = timed(lambda: compiled(grid, points), spec["repeats"], spec["limit_s"])
+    times, _ = timed(lambda: compiled(grid, points), spec["repeats"], spec["seconds"], spec["limit_s"])
     return {"jit_seconds": seconds, "us": 1e6 * min(times) / batch, "us_median": 1e6 * statistics.median(times) / batch}
 
 
@@ -173,7 +176,7 @@ def run(spec: dict) -> None:
         return gridjax.solve(grid, point, tol=TOLERANCE[spec["dtype"]])
 
     seconds, compiled = compiled_seconds(solve, grid, grid.nominal)
-    times, flow = timed(lambda: compiled(grid, grid.nominal), max(spec["repeats"], 3), spec["limit_s"])
+    times, flow = timed(lambda: compiled(grid, grid.nominal), max(spec["repeats"], 3), spec["seconds"], spec["limit_s"])
     device = jax.devices()[0]
     head = {
         "grid_seconds": built, "jit_seconds": seconds, "latency_us": 1e6 * min(times),

@@ -245,9 +245,7 @@ def tapped_windings(layout: Layout, parameters: Parameters, volts: Array, base: 
                 i, k = np.nonzero((t.member[:, None] == u.member) & (t.phase[:, None] == u.phase))
                 stiff = y1[i, t.winding, u.winding] * u.volts[k] / (own[i] * tap[i, u.winding] * rated[i])
                 direct.append((other, i, k, stiff))
-        out.append(
-            TappedWindings(current, voltage * rated[:, None], voltage, current / rated[:, None], own, direct)
-        )
+        out.append(TappedWindings(current, voltage * rated[:, None], voltage, current / rated[:, None], own, direct))
     return out
 
 

@@ -263,9 +263,11 @@ class Numbers:
             self.nodes_of_bus[bus].append(node)
 
     def nodes(self, names: Sequence[str]) -> list[int]:
+        """The nodes' numbers; the ground's where there is none of that name."""
         return [self.node.get(name, self.ground) for name in names]
 
     def buses(self, names: Sequence[str]) -> list[int]:
+        """The buses of the nodes that are not the ground."""
         return [self.bus[n.rpartition(".")[0]] for n in names if not n.endswith(".0")]
 
 

@@ -14,6 +14,7 @@ from gridjax.grid import Chord, Grid, OperatingPoint, Tier, Units
 from gridjax.layout import Shape
 from gridjax.namespace import Array
 from gridjax.powerflow.injections import IMPEDANCE, Laws
+from gridjax.tree import Tree
 
 Dims = tuple[int, ...]
 EMPTY = {"tap": 1.0, "source_pu": 1.0}  # of an operating point; the rest is 0
@@ -55,14 +56,15 @@ def stack(items):
     precisions = sorted({str(grid.zones.n.dtype) for grid in items})
     if len(precisions) > 1:
         raise ValueError(f"the grids have different precision ({', '.join(precisions)}): compile all with one dtype")
-    grids = [jax.tree.map(np.asarray, dataclasses.replace(grid, tree=None)) for grid in items]
+    grids = [jax.tree.map(np.asarray, grid) for grid in items]
     shape = _common_shape([grid.shape for grid in grids], [grid.zones.v_ref.shape[1] // 2 for grid in grids])
     boundaries, members = _tier_sizes(grids)
     zones = max(len(grid.zones.u_ref) for grid in grids)
     kinds = {k: _branch_sizes(grids, k) for k in sorted({k for grid in grids for k in grid.branches})}
     static, tapped = _tapped(grids, shape, kinds)
+    trees = _trees(grids, shape.slots)
     padded = []
-    for grid, at_taps in zip(grids, tapped, strict=True):
+    for grid, tree, at_taps in zip(grids, trees, tapped, strict=True):
         s, place = grid.shape, _Padding(grid.shape, shape)
         rows = (2, shape.interior + shape.boundary)
         old_rows = (2, grid.zones.v_ref.shape[1] // 2)
@@ -99,6 +101,7 @@ def stack(items):
                 nominal=_pad_point(grid.nominal, _point_sizes(shape)),
                 zones=new_zones,
                 chord=chord,
+                tree=tree,
                 units=_units(grid.units, place, zones, shape, by_slot),
                 tap_reference=_longer(grid.tap_reference, shape.regulators, 1.0),
                 branches={k: place.branches(grid.branches.get(k), size, zs.n.dtype) for k, size in kinds.items()},
@@ -221,6 +224,25 @@ def _tiers(tiers, old_slots: Dims, slots: Dims, zones: int, boundaries, members)
         )
         inputs, old_inputs = (2, h), old_h
     return tuple(out)
+
+
+def _trees(grids: list[Grid], slots: int) -> list[Tree | None]:
+    """The trees in one shape, if all grids have one; only `counts` tells what is padding."""
+    trees = [grid.tree for grid in grids if grid.tree is not None]
+    if len(trees) < len(grids):
+        return [None] * len(grids)
+    largest = {
+        f.name: _largest([getattr(t, f.name) for t in trees]) for f in dataclasses.fields(Tree) if f.name != "heads"
+    }
+    heads, out = max(t.heads for t in trees), []
+    for grid, tree in zip(grids, trees, strict=True):
+        own = grid.shape.slots
+        tree = dataclasses.replace(tree, unit_slot=tree.unit_slot // own * slots + tree.unit_slot % own)
+        padded = {
+            k: _pad(getattr(tree, k), [(n,) for n in getattr(tree, k).shape], size) for k, size in largest.items()
+        }
+        out.append(Tree(**padded, heads=heads))
+    return out
 
 
 def _units(units: Units, place: _Padding, zones: int, shape: Shape, by_slot) -> Units:

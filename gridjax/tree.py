@@ -24,14 +24,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import flax.struct
-import jax
 import networkx as nx
 import numpy as np
 
 from gridjax.layout import Layout, Numbers, drop_matrix
+from gridjax.namespace import Array
 from gridjax.partition import block_tree
-
-Values = np.ndarray
 
 
 @flax.struct.dataclass
@@ -51,23 +49,25 @@ class Tree:
       passive: (zones with passive nodes, 4) such a zone, how many it has, the head's first coordinate, how many.
       passive_node: (passive nodes,).
       recovery: R of these zones, row by row; each complex entry is its real and its imaginary part.
-      size, heads: coordinates in all, and of the root; those come first.
+      counts: (7,) zones, units, nodes of active buses, zones with passive nodes, operators' entries, coordinates, and
+        nodes: what is there of each but for padding.
+      heads: coordinates of the root, which come first.
     """
 
-    zones: jax.Array
-    plain: jax.Array
-    chord: jax.Array
-    chord_transposed: jax.Array
-    unit_slot: jax.Array
-    slope: jax.Array
-    term_start: jax.Array
-    term: jax.Array
-    term_weight: jax.Array
-    direct: jax.Array
-    passive: jax.Array
-    passive_node: jax.Array
-    recovery: jax.Array
-    size: int = flax.struct.field(pytree_node=False)
+    zones: Array
+    plain: Array
+    chord: Array
+    chord_transposed: Array
+    unit_slot: Array
+    slope: Array
+    term_start: Array
+    term: Array
+    term_weight: Array
+    direct: Array
+    passive: Array
+    passive_node: Array
+    recovery: Array
+    counts: Array
     heads: int = flax.struct.field(pytree_node=False)
 
 
@@ -226,12 +226,7 @@ def plant(layout: Layout, per_unit, chord, tapped, unit_volts: np.ndarray) -> Tr
             passive.append((z, len(nodes), place.first[zone.head], len(nodes_of_bus[zone.head])))
             passive_node.append(nodes)
             recovery.append(np.stack([r.real, r.imag], axis=-1).ravel())
-    direct = [
-        (n, *place.of_node(b, k))
-        for zone in zones
-        for b in zone.active
-        for k, n in enumerate(nodes_of_bus[b])
-    ]
+    direct = [(n, *place.of_node(b, k)) for zone in zones for b in zone.active for k, n in enumerate(nodes_of_bus[b])]
     start = np.cumsum([0, *(len(t) for t in terms)])
     flat = [pair for t in terms for pair in t]
     return Tree(
@@ -248,7 +243,9 @@ def plant(layout: Layout, per_unit, chord, tapped, unit_volts: np.ndarray) -> Tr
         passive=np.array(passive, int).reshape(-1, 4),
         passive_node=np.array([n for nodes in passive_node for n in nodes], int),
         recovery=np.concatenate([np.zeros(0), *recovery]),
-        size=place.count,
+        counts=np.array(
+            [len(zones), len(terms), len(direct), len(passive), sum(map(len, plain)), place.count, numbers.ground]
+        ),
         heads=len(emf),
     )
 
@@ -264,14 +261,17 @@ def _floating(layout: Layout, bus_of: np.ndarray, root: int) -> set[int]:
             buses = [[int(b) for b in bus_of[end] if b >= 0] for end in ends]
             if group.kind in ("transformers", "sources"):
                 grounded.update(
-                    b for end, at in zip(ends, buses, strict=True) for b in at if group.kind == "sources" or layout.shape.nodes in end
+                    b
+                    for end, at in zip(ends, buses, strict=True)
+                    for b in at
+                    if group.kind == "sources" or layout.shape.nodes in end
                 )
             else:
                 nx.add_path(graph, [b for end in buses for b in end])
     return {root, *(b for section in nx.connected_components(graph) if not section & grounded for b in section)}
 
 
-def _real(a: np.ndarray) -> np.ndarray:
+def _real(a: Array) -> np.ndarray:
     """The real form of a complex operator, real and imaginary parts side by side."""
     out = np.empty((2 * a.shape[0], 2 * a.shape[1]))
     out[::2, ::2] = out[1::2, 1::2] = a.real

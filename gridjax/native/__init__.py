@@ -1,1 +1,1 @@
-"""The processor's own kernel: sweeps over a tree of small zones (`gridjax.tree`), compiled by Numba, called from XLA."""
+"""The processor's own kernel: sweeps over a tree of small zones (`gridjax.tree`), made by Numba and called by XLA."""

@@ -1,11 +1,13 @@
-"""The kernel as functions that XLA calls: its foreign function interface (`xla/ffi/api/c_api.h`, of which JAX has a copy).
+"""The kernel as functions that XLA calls, by its foreign function interface.
 
-XLA passes the address of a call frame. Its layout is the interface's stable binary one: fields are only ever added at
-the end of a struct. Every function takes and gives plain buffers, in the order in which `gridjax.native.calls` passes
-them. A call is cut into passes of as many scenarios as a vector has lanes, which the threads of XLA's own pool take one
-after the other.
+The interface is `xla/ffi/api/c_api.h`, of which JAX has a copy. XLA passes the address of a call frame. Its layout is
+the interface's stable binary one: fields are only ever added at the end of a struct. Every function takes and gives
+plain buffers, in the order in which `gridjax.native.calls` passes them. A call is cut into passes of as many scenarios
+as a vector has lanes, which the threads of XLA's own pool take one after the other.
 """
 
+# Numba gives intrinsics their first argument, the typing context, itself.
+# pyright: reportCallIssue=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import functools
@@ -28,6 +30,7 @@ from gridjax.native.lanes import (
     count_up,
     doubles,
     fill_zero,
+    in_huge_pages,
     integers,
     release,
     set_half_word,
@@ -56,6 +59,7 @@ API, CONTEXT, EXTENSION = 16, 24, 8
 ARGUMENTS, RESULTS = 72, 112  # where the addresses of the buffers are
 DATA, RANK, DIMENSIONS = 24, 32, 40  # of a buffer
 SCHEDULE, THREADS = 136, 144  # functions of the API
+LARGE = 1 << 23  # bytes of results, beyond which touching fresh memory would cost more than solving
 METADATA = 1  # the extension by which XLA asks for the version
 
 # What the threads of a call share: words.
@@ -117,15 +121,23 @@ def _circuit(frame, like):
         integers(_argument(frame, 3)), integers(_argument(frame, 4)), _floats(_argument(frame, 5), like),
         integers(_argument(frame, 6)), integers(_argument(frame, 7)), integers(_argument(frame, 8)),
         _floats(_argument(frame, 9), like), integers(_argument(frame, 10)),
-        counts[0], counts[1], counts[2], counts[3], counts[4], counts[5], counts[6], counts[7], counts[8],
+        counts[0], counts[1], counts[2], counts[3], counts[4], counts[5], counts[6], counts[7], counts[8], counts[9],
     )  # fmt: skip
+
+
+@njit
+def _clear(circuit, rows, v, slots, count):
+    """Zeros where nothing will be written: slots of no unit, nodes that only pad."""
+    fill_zero(slots, rows.first * rows.slots, count * rows.slots)
+    if circuit.nodes < rows.nodes:
+        fill_zero(v, 2 * rows.first * rows.nodes, 2 * count * rows.nodes)
 
 
 @njit
 def _solve(frame, circuit, room, rows, like, count):
     """Further arguments: chord, plain, no-load voltages; sizes: method, limits."""
     sizes, slots = integers(_argument(frame, 12)), _floats(_result(frame, 1), like)
-    fill_zero(slots, rows.first * rows.slots, count * rows.slots)
+    _clear(circuit, rows, _floats(_result(frame, 0), like), slots, count)
     kernel.solve_pass(
         circuit, _floats(_argument(frame, 19), like), _floats(_argument(frame, 18), like), room, rows,
         _floats(_argument(frame, 16), like), _floats(_argument(frame, 20), like), sizes[4],
@@ -138,7 +150,7 @@ def _solve(frame, circuit, room, rows, like, count):
 def _tangent(frame, circuit, room, rows, like, count):
     """Further arguments: chord, u, zeros for the nodes, changes of p, q, head, source, and further ones of u."""
     sizes, slots = integers(_argument(frame, 12)), _floats(_result(frame, 1), like)
-    fill_zero(slots, rows.first * rows.slots, count * rows.slots)
+    _clear(circuit, rows, _floats(_result(frame, 0), like), slots, count)
     kernel.read_slots(circuit, rows, _floats(_argument(frame, 19), like), room.u)
     kernel.tangent_pass(
         circuit, _floats(_argument(frame, 18), like), room, rows, _floats(_argument(frame, 20), like),
@@ -166,7 +178,7 @@ def _cotangent(frame, circuit, room, rows, like, count):
 def _passes(each) -> Any:
     @njit
     def passes(shared, like, width):
-        """Takes passes as long as there are any. Without one, nothing but `shared` may be touched: the call may be over."""
+        """Takes passes while there are any. Without one nothing but `shared` may be touched: the call may be over."""
         number = count_up(shared + NEXT, 1)
         if number >= word(shared + PASSES):
             return
@@ -267,10 +279,15 @@ def _leave(shared):
 
 
 @njit
-def _start(frame, width, task):
+def _start(frame, width, task, forward):
     """Puts down what the threads share and calls them; not more of them than there is work for."""
+    sizes = integers(_argument(frame, 12))
+    for k in range(2):
+        size = sizes[0] * sizes[k + 1] * (128 // width if k == 0 else 64 // width)
+        if forward and size > LARGE:
+            in_huge_pages(_result(frame, k), size)
     shared = allocate(128)
-    passes = (integers(_argument(frame, 12))[0] + width - 1) // width
+    passes = (sizes[0] + width - 1) // width
     set_word(shared + NEXT, 0)
     set_word(shared + DONE, 0)
     set_word(shared + USERS, 1)
@@ -307,8 +324,9 @@ _solve_64_task = _task(_solve_64)
 
 
 def solve_64(frame):
+    """Solves a batch, in float64."""
     if not _asks_for_version(frame):
-        shared = _start(frame, 8, _solve_64_task())
+        shared = _start(frame, 8, _solve_64_task(), True)
         _solve_64(shared)
         _finish(shared)
     return 0
@@ -318,8 +336,9 @@ _solve_32_task = _task(_solve_32)
 
 
 def solve_32(frame):
+    """Solves a batch, in float32."""
     if not _asks_for_version(frame):
-        shared = _start(frame, 16, _solve_32_task())
+        shared = _start(frame, 16, _solve_32_task(), True)
         _solve_32(shared)
         _finish(shared)
     return 0
@@ -329,8 +348,9 @@ _tangent_64_task = _task(_tangent_64)
 
 
 def tangent_64(frame):
+    """Linear answers of a batch, in float64."""
     if not _asks_for_version(frame):
-        shared = _start(frame, 8, _tangent_64_task())
+        shared = _start(frame, 8, _tangent_64_task(), True)
         _tangent_64(shared)
         _finish(shared)
     return 0
@@ -340,8 +360,9 @@ _tangent_32_task = _task(_tangent_32)
 
 
 def tangent_32(frame):
+    """Linear answers of a batch, in float32."""
     if not _asks_for_version(frame):
-        shared = _start(frame, 16, _tangent_32_task())
+        shared = _start(frame, 16, _tangent_32_task(), True)
         _tangent_32(shared)
         _finish(shared)
     return 0
@@ -351,8 +372,9 @@ _cotangent_64_task = _task(_cotangent_64)
 
 
 def cotangent_64(frame):
+    """Their transposes, in float64."""
     if not _asks_for_version(frame):
-        shared = _start(frame, 8, _cotangent_64_task())
+        shared = _start(frame, 8, _cotangent_64_task(), False)
         _cotangent_64(shared)
         _finish(shared)
     return 0
@@ -362,8 +384,9 @@ _cotangent_32_task = _task(_cotangent_32)
 
 
 def cotangent_32(frame):
+    """Their transposes, in float32."""
     if not _asks_for_version(frame):
-        shared = _start(frame, 16, _cotangent_32_task())
+        shared = _start(frame, 16, _cotangent_32_task(), False)
         _cotangent_32(shared)
         _finish(shared)
     return 0

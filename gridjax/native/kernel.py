@@ -5,6 +5,8 @@ linearised circuit and its transpose) on the operators of `gridjax.tree`. Every 
 whatever its neighbours do.
 """
 
+# Numba gives intrinsics their first argument, the typing context, itself.
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ from numba import njit
 
 from gridjax.native.lanes import (
     above,
+    all_true,
     at,
     at_most,
     below,
@@ -43,7 +46,8 @@ from gridjax.native.lanes import (
 # Columns of the units' table: the fields of `Laws` in their order, then these.
 LAW_COLUMNS = 22
 (POWER_P, CURRENT_P, IMPEDANCE_P, POWER_Q, CURRENT_Q, IMPEDANCE_Q, EXTRA_P, EXTRA_Q, EXPONENT_P, EXPONENT_Q,
- VMIN, VMAX, VLOW, OFFSET_P, OFFSET_Q, SLOPE_P, SLOPE_Q, LOW_P, LOW_Q, HIGH_P, HIGH_Q, CUTOFF) = range(LAW_COLUMNS)  # fmt: skip
+ VMIN, VMAX, VLOW, OFFSET_P, OFFSET_Q, SLOPE_P, SLOPE_Q, LOW_P, LOW_Q,
+ HIGH_P, HIGH_Q, CUTOFF) = range(LAW_COLUMNS)  # fmt: skip
 SHARE, NO_LOAD, START, SLOPE, EMF, SOURCE, TAP, COLUMNS = 22, 23, 25, 27, 31, 33, 34, 35
 
 SWEEP, NEWTON = 0, 1
@@ -82,6 +86,7 @@ class Circuit(NamedTuple):
     passive_count: int
     operators: int
     size: int
+    nodes: int
     devices: int
     sources: int
     heads: int  # numbers of the root's coordinates
@@ -233,10 +238,21 @@ def is_plain(unit, o):
 
 
 @njit
-def _outside(unit, o, v2):
-    """Whether any scenario's voltage is beyond the limits of the law."""
+def drawn(unit, o, re, im, zero):
+    """The factors of the power drawn. A scenario's does not depend on whether its neighbours leave the limits."""
+    if not is_plain(unit, o):
+        fp, fq, _, _ = law(unit, o, re, im, zero)
+        return fp, fq
+    v2 = re * re + im * im
+    inverse = full(zero, 1.0) / v2
+    fp = inverse * at(unit, o + POWER_P) + spread(at(unit, o + IMPEDANCE_P))
+    fq = inverse * at(unit, o + POWER_Q) + spread(at(unit, o + IMPEDANCE_Q))
     lo, hi = at(unit, o + VMIN), at(unit, o + VMAX)
-    return some(either(above(v2, spread(hi * hi)), at_most(v2, spread(lo * lo))))
+    inside = both(above(v2, spread(lo * lo)), at_most(v2, spread(hi * hi)))
+    if not all_true(inside):
+        beyond_p, beyond_q, _, _ = law(unit, o, re, im, zero)
+        fp, fq = select(inside, fp, beyond_p), select(inside, fq, beyond_q)
+    return fp, fq
 
 
 @njit
@@ -271,14 +287,8 @@ def draw(circuit, room, apart, zero):
         re, im = ur + spread(at(unit, o + NO_LOAD)), ui + spread(at(unit, o + NO_LOAD + 1))
         d, share = at(circuit.device, k), at(unit, o + SHARE)
         p, q = load(room.p, d) * share, load(room.q, d) * share
-        v2 = re * re + im * im
-        if is_plain(unit, o) and not _outside(unit, o, v2):
-            inverse = full(zero, 1.0) / v2
-            a = p * (inverse * at(unit, o + POWER_P) + spread(at(unit, o + IMPEDANCE_P)))
-            b = q * (inverse * at(unit, o + POWER_Q) + spread(at(unit, o + IMPEDANCE_Q)))
-        else:
-            fp, fq, _, _ = law(unit, o, re, im, zero)
-            a, b = p * fp, q * fq
+        fp, fq = drawn(unit, o, re, im, zero)
+        a, b = p * fp, q * fq
         xr = zero - a * re - b * im
         xi = b * re - a * im
         if at(unit, o + SOURCE) >= 0:
@@ -293,7 +303,7 @@ def draw(circuit, room, apart, zero):
 
 @njit
 def linearise(circuit, room, zero):
-    """Slopes at the units' voltages, less the nominal ones, in `k`; currents there less slopes times voltages in `r`."""
+    """Slopes at the units' voltages, less the nominal ones, in `k`; currents less slopes times voltages in `r`."""
     unit = circuit.unit
     for k in range(circuit.units):
         o = k * COLUMNS
@@ -479,17 +489,17 @@ def newton(circuit, plain, chord, room, tol, limit, inner, active, zero):
 
 @njit
 def response(circuit, operators, room, tolerance, limit, zero):
-    """Solves the linearised circuit by generalised conjugate residuals (S. C. Eisenstat, H. C. Elman, M. H. Schultz, 1983).
+    """Solves the linearised circuit by generalised conjugate residuals.
 
-    The equation is `w = L (r + K w) + more`, taken as `w - L' (K - K0) w = L' r` with the chord operators L'; the
-    residual is made smallest over the last `DIRECTIONS` directions. The coordinates at the end are those of one more
-    sweep. The root's coordinates are in `kept`.
+    (S. C. Eisenstat, H. C. Elman, M. H. Schultz, 1983.) The equation `w = L (r + K w) + more` is taken as
+    `w - L' (K - K0) w = L' (r + more)` with the chord operators L'; the residual is made smallest over the last
+    `DIRECTIONS` directions. The coordinates at the end are those of one more sweep. Those of the root are in `kept`.
 
     Returns:
       Whether each scenario has converged.
     """
     n = 2 * circuit.units
-    one, least = full(zero, 1.0), full(zero, 1e-30)
+    least = full(zero, 1e-30)
     for i in range(n):
         store(room.u, i, zero)
     root_coordinates(circuit, room, True, zero)
@@ -559,7 +569,7 @@ def root_coordinates(circuit, room, given, zero):
 
 
 class Rows(NamedTuple):
-    """The scenarios of a pass: `first` to `last` (that one again if there are fewer than lanes), and lengths of rows."""
+    """The first scenario of a pass, the last of all (taken again where lanes go beyond it), and lengths of rows."""
 
     first: int
     last: int
@@ -666,9 +676,11 @@ def solve_pass(circuit, plain, chord, room, rows, head, no_load, method, toleran
     everywhere = below(zero, one)
     read_head(circuit, rows, head, room.c)
     for k in range(circuit.units):
-        store(room.u, 2 * k, spread(at(circuit.unit, k * COLUMNS + START)))
-        store(room.u, 2 * k + 1, spread(at(circuit.unit, k * COLUMNS + START + 1)))
-    if method == NEWTON:
+        for i in range(2):
+            store(room.u, 2 * k + i, spread(at(circuit.unit, k * COLUMNS + START + i)))
+    if method == NEWTON:  # from no load, whence it finds the operable solution
+        for i in range(2 * circuit.units):
+            store(room.u, i, zero)
         size, steps, _ = newton(circuit, plain, chord, room, tol, limit, inner, everywhere, zero)
     else:
         size, steps, reached = accelerated(circuit, chord, room, False, tol, chord_limit, everywhere, zero)

@@ -6,12 +6,15 @@ Memory is reached by pointers, which cost Numba nothing to pass on; vectors lie 
 indices count vectors.
 """
 
+# Numba gives intrinsics their first argument, the typing context, itself.
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import operator
+import sys
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
@@ -20,6 +23,8 @@ ALIGN = 64
 FLAGS = ("contract",)  # a product and a sum may become one operation
 INT = ir.IntType(64)
 INDEX = types.intp
+MADV_HUGEPAGE = 14
+HUGE_PAGES = sys.platform == "linux" and binding.address_of_symbol("madvise") is not None
 
 
 class Lanes(types.Type):
@@ -257,6 +262,17 @@ def some(_, mask):
 
 
 @intrinsic
+def all_true(_, mask):
+    """Whether all lanes are true."""
+
+    def codegen(context, builder, sig, args):
+        bits = builder.bitcast(args[0], ir.IntType(mask.width))
+        return builder.icmp_unsigned("==", bits, ir.IntType(mask.width)(-1))
+
+    return types.boolean(mask), codegen
+
+
+@intrinsic
 def select(_, mask, a, b):
     """`a` where the mask is true, else `b`."""
 
@@ -327,9 +343,7 @@ def _blend(*columns: int) -> Any:
             x = builder.gep(_vectors(context, builder, sig, args, 2 + 2 * part), [args[3 + 2 * part]])
             for k in range(count):
                 xr, xi = (builder.load(builder.gep(x, [INT(2 * k + i)]), align=ALIGN) for i in (0, 1))
-                gr, gi = (
-                    _spread(builder, builder.load(builder.gep(row, [INT(entry + i)])), width) for i in (0, 1)
-                )
+                gr, gi = (_spread(builder, builder.load(builder.gep(row, [INT(entry + i)])), width) for i in (0, 1))
                 re, im = plus(re, xr, gr), plus(im, xr, gi)
                 re, im = plus(re, xi, gi, minus=True), plus(im, xi, gr)
                 entry += 2
@@ -521,3 +535,22 @@ def fill_zero(_, pointer, start, count):
         return context.get_dummy_value()
 
     return types.void(pointer, INDEX, INDEX), codegen
+
+
+@intrinsic
+def in_huge_pages(_, address, size):
+    """Asks Linux for pages of 2 MiB (`madvise`), for what has been allocated but not touched; elsewhere nothing."""
+
+    def codegen(context, builder, sig, args):
+        if HUGE_PAGES:
+            bytes_ = ir.IntType(8).as_pointer()
+            kind = ir.FunctionType(ir.IntType(32), [bytes_, INT, ir.IntType(32)])
+            function = cgutils.get_or_insert_function(builder.module, kind, "madvise")
+            page = INT(4096)
+            start = builder.and_(builder.add(args[0], builder.sub(page, INT(1))), builder.neg(page))
+            end = builder.and_(builder.add(args[0], args[1]), builder.neg(page))
+            place = builder.inttoptr(start, bytes_)
+            builder.call(function, [place, builder.sub(end, start), ir.IntType(32)(MADV_HUGEPAGE)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen

@@ -58,7 +58,8 @@ def batched(
             lambda a, b: a if b else jnp.broadcast_to(a[None], (size, *a.shape)), batches, tuple(over_batches)
         )
         if any(jax.tree.leaves(over_grid)):
-            out = _over_grids(many, grid, over_grid, batches, chunk)
+            in_turn = native is not None and calls.usable(grid) and jax.default_backend() == "cpu"
+            out = _over_grids(many, grid, over_grid, batches, chunk, in_turn)
         else:
             flat = jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), batches)
             out = kernel(grid, *flat)
@@ -68,8 +69,13 @@ def batched(
     return kernel
 
 
-def _over_grids(many: Callable[..., Any], grid: Any, over: Any, batches: tuple, chunk: Callable[[Any], int]) -> Any:
-    """`many` for grids of their own batches each: on a processor as many grids at once as make up a chunk."""
+def _over_grids(
+    many: Callable[..., Any], grid: Any, over: Any, batches: tuple, chunk: Callable[[Any], int], in_turn: bool
+) -> Any:
+    """`many` for grids of their own batches each: on a processor as many grids at once as make up a chunk.
+
+    Or one after the other, `in_turn`, where the processor's own kernel does a batch at a time.
+    """
     leaves, tree = jax.tree.flatten(grid)
     mapped = jax.tree.leaves(over)
     own = [leaf for leaf, m in zip(leaves, mapped, strict=True) if m]
@@ -81,6 +87,8 @@ def _over_grids(many: Callable[..., Any], grid: Any, over: Any, batches: tuple, 
     def one(args):
         return many(whole(args[0]), *args[1])
 
+    if in_turn:
+        return jax.lax.map(one, (own, batches))
     scenarios = jax.tree.leaves(batches)[0].shape[1]
     together = max(1, chunk(whole([leaf[0] for leaf in own])) // max(1, scenarios))
     return in_chunks(jax.vmap(one), (own, batches), together)

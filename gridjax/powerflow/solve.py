@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import flax.struct
@@ -171,9 +172,12 @@ def _answer(
         return {k: a + getattr(bar, k)[0] for k, a in b[0].items()}, du[0], b[2], b[3]
 
     if by_grid is None:
-        # Zero, but linear in the change: JAX transposes only what is.
-        zero = 0.0 * next(iter(change.values())).ravel()[0]
-        right = tuple(jnp.broadcast_to(zero, shape) for shape in (u.shape, (grid.shape.nodes,), (grid.shape.nodes,)))
+        # Zero, but linear in the change: JAX transposes only what is. The transpose of this reads nothing.
+        none = next(iter(change.values())).ravel()[:0]
+        right = tuple(
+            jax.lax.pad(none, jnp.zeros((), none.dtype), [(0, math.prod(shape), 0)]).reshape(shape)
+            for shape in (u.shape, (grid.shape.nodes,), (grid.shape.nodes,))
+        )
     else:
         _, (du, dv) = jax.jvp(lambda g: _sweep(g, point, u), (grid,), (by_grid,))
         right = du, dv.real, dv.imag

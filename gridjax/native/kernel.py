@@ -118,7 +118,7 @@ class Room(NamedTuple):
 def room_size(circuit):
     """How many vectors a pass needs."""
     return (
-        8 * circuit.size + 18 * circuit.units + 4 * circuit.devices + 2 * circuit.sources
+        8 * circuit.size + 20 * circuit.units + 4 * circuit.devices + 2 * circuit.sources
         + 4 * circuit.units * DIRECTIONS
     )  # fmt: skip
 
@@ -127,7 +127,7 @@ def room_size(circuit):
 def make_room(circuit, memory):
     """Places everything in memory."""
     n, u, d = 2 * circuit.size, 2 * circuit.units, circuit.devices
-    start = 4 * n
+    start = 4 * n + u  # `kept` holds coordinates or voltages
     powers = start + 9 * u
     return Room(
         further(memory, 0), further(memory, n), further(memory, 2 * n), further(memory, 3 * n),

@@ -180,3 +180,16 @@ def test_a_grid_of_traced_parameters_has_no_tree():
     layout, parameters = gridjax.lay_out(feeders.load("ieee13"))
     traced = jax.jit(lambda p: gridjax.assemble(layout, p))(parameters)
     assert traced.tree is None
+
+
+def test_compiled_functions_have_names_of_their_own():
+    """Else machine code from the cache could be taken for another's."""
+    from numba.core.dispatcher import Dispatcher
+
+    from gridjax.native import ffi, kernel, lanes
+
+    functions = {id(f): f.py_func for m in (ffi, kernel, lanes) for f in vars(m).values() if isinstance(f, Dispatcher)}
+    names = [f"{f.__module__}.{f.__qualname__}" for f in functions.values()]
+    assert len(names) > 20
+    assert len(names) == len(set(names))
+    assert not [name for name in names if "<locals>" in name]

@@ -32,6 +32,7 @@ from gridjax.native.lanes import (
     fill_zero,
     in_huge_pages,
     integers,
+    named,
     release,
     set_half_word,
     set_word,
@@ -73,8 +74,16 @@ def _floats(address, like):
 @overload(_floats)
 def _floats_of(address, like):
     if like == types.float32:
-        return lambda address, like: singles(address)
-    return lambda address, like: doubles(address)
+
+        def of_singles(address, like):
+            return singles(address)
+
+        return named("of_singles", of_singles)
+
+    def of_doubles(address, like):
+        return doubles(address)
+
+    return named("of_doubles", of_doubles)
 
 
 def _buffer(offset: int) -> Any:
@@ -176,7 +185,6 @@ def _cotangent(frame, circuit, room, rows, like, count):
 
 
 def _passes(each) -> Any:
-    @njit
     def passes(shared, like, width):
         """Takes passes while there are any. Without one nothing but `shared` may be touched: the call may be over."""
         number = count_up(shared + NEXT, 1)
@@ -197,7 +205,7 @@ def _passes(each) -> Any:
             number = count_up(shared + NEXT, 1)
         release(memory)
 
-    return passes
+    return njit(named(f"{each.py_func.__name__}_passes", passes))
 
 
 _solve_passes, _tangent_passes, _cotangent_passes = _passes(_solve), _passes(_tangent), _passes(_cotangent)
@@ -241,6 +249,8 @@ def _task(work) -> Any:
         def task(shared):
             work(shared)
             _leave(shared)
+
+        named(f"{work.py_func.__name__}_task", task)
 
         def codegen(context, builder, sig, args):
             signature = types.void(types.int64)

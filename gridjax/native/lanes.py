@@ -203,13 +203,32 @@ def _binary(name: str) -> Any:
     return operation
 
 
+def named(name: str, function: Any) -> Any:
+    """Gives a function made by another its own name.
+
+    Numba names its machine code after it. Functions of one name, compiled by different processes, could be taken for
+    each other when they are loaded from the cache.
+    """
+    function.__name__ = function.__qualname__ = name
+    return function
+
+
 def _overload(symbol, operation) -> None:
+    def of_vectors(a, b):
+        return operation(a, b)
+
+    def of_number(a, b):
+        return operation(a, spread(b))
+
+    named(f"{symbol.__name__}_vectors", of_vectors)
+    named(f"{symbol.__name__}_number", of_number)
+
     @overload(symbol)
     def implementation(a, b):
         if isinstance(a, Lanes) and isinstance(b, Lanes):
-            return lambda a, b: operation(a, b)
+            return of_vectors
         if isinstance(a, Lanes) and isinstance(b, types.Float):
-            return lambda a, b: operation(a, spread(b))
+            return of_number
         return None
 
 

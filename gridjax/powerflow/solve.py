@@ -35,8 +35,8 @@ class PowerFlow:
         `converged` is False this is the last iterate, not a solution.
       converged: whether the residual is within the tolerance (and, for Newton, the solution is the operable one).
       iterations: chord steps and sweeps, or Newton steps, made.
-      residual: the largest voltage change (per unit of a device's rating) that one more exact solution of the
-        linear circuit with the present currents makes; infinite where the iteration broke down.
+      residual: the largest voltage change (per unit of a device's rating) of the last step; infinite where the
+        iteration broke down.
       slots: (zones, 2 slots) the grid's own coordinates of the solution: from them powers follow without differences
         of nearly equal voltages.
     """
@@ -62,8 +62,8 @@ def solve(
     Args:
       grid: a compiled feeder.
       point: the operating point; use `jax.vmap(solve, in_axes=(None, 0))` for many.
-      method: "sweep" (backward/forward sweep; fast where voltages hold up), "newton" (Newton-Raphson; for
-        heavily loaded points) or "auto" (sweeps, then Newton for what they did not solve). Static.
+      method: "sweep" (backward/forward sweep, started by chord steps; fast where voltages hold up), "newton"
+        (Newton-Raphson; for heavily loaded points) or "auto" (sweeps, then Newton for what they did not solve). Static.
       tol: largest voltage change in per unit at which a scenario has converged; at least four units of the grid's
         precision (4.8e-7 in float32). Static.
       max_iterations: None is 100 sweeps or 30 Newton steps; with "auto" it limits the sweeps. Static.

@@ -78,7 +78,7 @@ def run_gridjax(case: Case, dtype: str, args: argparse.Namespace, folder: str) -
     spec = {
         "name": case.name, "seed": args.seed, "dtype": dtype, "batches": args.batches, "repeats": args.repeats,
         "results_batches": args.results_batches, "keep": args.check, "folder": folder, "limit_s": args.limit,
-        "device": args.device, "cores": args.cores,
+        "device": args.device, "cores": args.cores, "seconds": args.seconds,
     }  # fmt: skip
     command = [sys.executable, "-m", "benchmarks.gridjax_case", json.dumps(spec)]
     # The caller's PYTHONPATH stays; the package may be installed or lie beside this file.
@@ -210,7 +210,9 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", choices=list(AGREE), default=list(AGREE))
     parser.add_argument("--device", choices=list(PLATFORMS), default="cpu", help="for gridjax")
     parser.add_argument("--repeats", type=int, help="runs, of which the best counts")
-    parser.add_argument("--seconds", type=float, help="of OpenDSS a run")
+    parser.add_argument(
+        "--seconds", type=float, help="of a run of OpenDSS, and of all runs of one batch of gridjax at least"
+    )
     parser.add_argument("--limit", type=float, default=300.0, help="seconds that one batch of gridjax may take")
     parser.add_argument("--peer-batch", type=int, help="scenarios for the other peers")
     parser.add_argument("--check", type=int, default=3, help="scenarios compared")

@@ -25,10 +25,12 @@ ALLOWED = {
     "powerflow.injections": {"feeder", "namespace"},
     "layout": {"feeder", "admittance", "generation", "partition", "powerflow.injections"},
     "branches": {"feeder", "admittance", "layout", "namespace"},
-    "grid": {"branches", "layout", "powerflow.injections"},
-    "powerflow": {"grid", "powerflow", "powerflow.injections", "admittance", "namespace"},
+    "tree": {"layout", "namespace", "partition"},
+    "grid": {"branches", "layout", "powerflow.injections", "tree"},
+    "native": {"grid", "powerflow", "powerflow.injections"},
+    "powerflow": {"grid", "native", "powerflow", "powerflow.injections", "admittance", "namespace"},
     "assembly": {
-        *("feeder", "admittance", "branches", "grid", "layout", "namespace", "validate"),
+        *("feeder", "admittance", "branches", "grid", "layout", "namespace", "tree", "validate"),
         *("powerflow", "powerflow.injections"),
     },
 }

@@ -193,3 +193,9 @@ def test_compiled_functions_have_names_of_their_own():
     assert len(names) > 20
     assert len(names) == len(set(names))
     assert not [name for name in names if "<locals>" in name]
+
+
+def test_a_point_of_another_precision():
+    grid = grid_of("ieee13")
+    single = jax.tree.map(lambda a: a.astype(jnp.float32), grid.nominal)
+    np.testing.assert_allclose(gridjax.solve(grid, single).v, gridjax.solve(grid, grid.nominal).v, atol=1e-6, rtol=0)

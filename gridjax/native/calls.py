@@ -27,8 +27,17 @@ def usable(grid: Grid) -> bool:
 
 
 def _call(name: str, results: list[jax.ShapeDtypeStruct], *arguments: jax.Array) -> list[jax.Array]:
+    """Calls a function of the kernel, which takes its buffers for what they should be: int32 or of the grid's type."""
     assert ffi is not None
-    return list(jax.ffi.ffi_call(ffi.target(name, np.dtype(arguments[1].dtype)), results)(*arguments))
+    dtype = arguments[1].dtype
+
+    def wanted(a):
+        if jnp.issubdtype(a.dtype, jnp.integer):
+            return jnp.int32
+        return jnp.result_type(dtype, jnp.complex64) if jnp.iscomplexobj(a) else dtype
+
+    typed = [a.astype(wanted(a)) for a in arguments]
+    return list(jax.ffi.ffi_call(ffi.target(name, np.dtype(dtype)), results)(*typed))
 
 
 def _unit_table(grid: Grid) -> jax.Array:
@@ -75,7 +84,7 @@ def _scenarios(grid: Grid, points: OperatingPoint) -> tuple[jax.Array, ...]:
     n = grid.tree.heads
     re, im = jnp.split(head, 2, axis=1)
     head = jnp.stack([re[:, :n], im[:, :n]], axis=2).reshape(head.shape[0], 2 * n)
-    return p, q, head, points.source_pu
+    return tuple(a.astype(grid.zones.u_ref.dtype) for a in (p, q, head, points.source_pu))
 
 
 def _node_pairs(grid: Grid) -> jax.Array:

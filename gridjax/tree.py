@@ -206,9 +206,9 @@ def plant(layout: Layout, per_unit, chord, tapped, unit_volts: np.ndarray) -> Tr
         y_in.setdefault(zone.head, []).append(y)
         # Of the head's coordinates only those that the zone touches.
         used = np.nonzero(np.any(w != 0, axis=0) | np.any(t != 0, axis=1))[0] if z_.size else np.zeros(1, int)
-        touched = slice(int(used[0]), int(used[-1]) + 1)
-        heads.append((place.first[zone.head] + touched.start, touched.stop - touched.start))
-        real = [_real(a) for a in (z_, w[:, touched], t[touched])]
+        span = slice(int(used[0]), int(used[-1]) + 1)
+        heads.append((place.first[zone.head] + span.start, span.stop - span.start))
+        real = [_real(a) for a in (z_, w[:, span], t[span])]
         plain.append(np.concatenate([a.ravel() for a in real]))
         k, at = slopes[z], 0
         for bus in zone.active:
@@ -218,7 +218,7 @@ def plant(layout: Layout, per_unit, chord, tapped, unit_volts: np.ndarray) -> Tr
         both = np.linalg.solve(np.eye(len(k)) - real[0] @ k, np.concatenate(real[:2], axis=1))
         z_chord, w_chord = both[:, : len(k)], both[:, len(k) :]
         t_chord = real[2] + real[2] @ k @ z_chord
-        c_in.setdefault(zone.head, []).append((2 * touched.start, 2 * touched.stop, real[2] @ k @ w_chord))
+        c_in.setdefault(zone.head, []).append((2 * span.start, 2 * span.stop, real[2] @ k @ w_chord))
         folded.append(np.concatenate([a.ravel() for a in (z_chord, w_chord, t_chord)]))
         transposed.append(np.concatenate([a.T.ravel() for a in (z_chord, t_chord, w_chord)]))
         if len(r):
@@ -345,15 +345,15 @@ class _Operators:
         head = self.nodes_of_bus[zone.head]
         a, m, size = len(active), len(active) + len(passive), len(active) + len(passive) + len(head)
         local = {n: k for k, n in enumerate([*active, *passive, *head])}
-        y, stiff, pairs = self._nodal(zone, local, size)
+        y, stiff, t_v = self._nodal(zone, local, size)
         at = 0
         for bus in zone.active:
             n = len(self.nodes_of_bus[bus])
             for below in y_in.get(bus, ()):
                 y[at : at + n, at : at + n] += below
             at += n
-        t_v = drop_matrix(pairs, size, range(m, size))
-        y = t_v.T @ y @ t_v + sum((np.einsum("kl,ki,lj->ij", s, d, d) for s, d in stiff), np.zeros_like(y))
+        if stiff:
+            y = t_v.T @ y @ t_v + sum(drop.T @ series @ drop for series, drop in stiff)
 
         taps = 2 * len(zone.taps)
         absolute = self.place.absolute(zone.active, taps)
@@ -375,7 +375,6 @@ class _Operators:
         if not passive:
             return z, w, t, np.zeros((0, 0)), y_head
         # The active nodes' own variables from their voltages; no passive node is within them.
-        known = np.zeros((a + len(head), a + len(head)))
         keep = [*range(a), *range(m, size)]
         known = np.linalg.inv(t_v[np.ix_(keep, keep)])
         inner = -np.linalg.solve(y[a:m, a:m], y[a:m, keep] @ known)
@@ -386,7 +385,10 @@ class _Operators:
         return z, w, t, np.concatenate([r[:, :a], np.zeros((len(r), taps)), r[:, a:]], axis=1), y_head
 
     def _nodal(self, zone: _Zone, local: dict[int, int], size: int):
-        """The nodal matrix without switches and the first source; these as (admittance, drop); the pairs they join."""
+        """The nodal matrix without switches and the first source; these as (admittance, drop); the change of variables.
+
+        The matrix is in nodes, drops are in the variables that `gridjax.layout.drop_matrix` makes of them.
+        """
         layout = self.layout
         y = np.zeros((size, size), complex)
         stiff, pairs = [], []
@@ -412,8 +414,9 @@ class _Operators:
                 if at[k] >= 0 and there[k] >= 0 and ratio == 1.0:
                     pairs.append((there[k], at[k]) if first else (at[k], there[k]))
             stiff.append((p[:n, :n], drop))
-        t_v = drop_matrix(pairs, size, range(size - len(self.nodes_of_bus[zone.head]), size))
-        return y, [(s, d @ t_v) for s, d in stiff], pairs
+        head = range(size - len(self.nodes_of_bus[zone.head]), size)
+        t_v = drop_matrix(pairs, size, head) if pairs else np.eye(size)
+        return y, [(series, drop @ t_v) for series, drop in stiff], t_v
 
     def _tap(self, zone: _Zone, local: dict[int, int], a: int, f, g, d) -> None:
         """Adds the slots of the zone's taps to F, G, D."""

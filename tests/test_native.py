@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from feeders_for_tests import every_element_feeder
 
 import gridjax
 from gridjax import feeders
@@ -199,3 +200,31 @@ def test_a_point_of_another_precision():
     grid = grid_of("ieee13")
     single = jax.tree.map(lambda a: a.astype(jnp.float32), grid.nominal)
     np.testing.assert_allclose(gridjax.solve(grid, single).v, gridjax.solve(grid, grid.nominal).v, atol=1e-6, rtol=0)
+
+
+def test_every_law_from_low_to_high_voltage():
+    """All load models of one circuit between, at and beyond their limits: voltages and slopes."""
+    feeder = every_element_feeder()
+    grid = gridjax.compile(feeder, dtype=np.float64)
+    floating = np.array([name.startswith("m.") for name in feeder.node_names])  # behind a delta: only line to line
+    tiers = dataclasses.replace(grid, **TIERS)
+    levels = np.linspace(0.25, 1.3, 43)
+    batch = jax.tree.map(lambda a: jnp.broadcast_to(a, (43, *a.shape)), grid.nominal)
+    batch = batch.replace(source_pu=jnp.asarray(levels[:, None]) * jnp.ones_like(batch.source_pu))
+
+    def scalar(grid, kw, kvar, point):
+        flow = gridjax.solve(grid, point.replace(load_kw=kw, load_kvar=kvar), tol=1e-12, max_iterations=400)
+        return jnp.sum(jnp.abs(flow.v)), flow
+
+    run = jax.jit(jax.vmap(jax.value_and_grad(scalar, argnums=(1, 2), has_aux=True), in_axes=(None, 0, 0, 0)))
+    (_, ours), slopes = run(grid, batch.load_kw, batch.load_kvar, batch)
+    (_, theirs), want = run(tiers, batch.load_kw, batch.load_kvar, batch)
+    both = np.asarray(ours.converged & theirs.converged)
+    assert both.sum() >= 35
+    near = both & (np.abs(np.asarray(ours.v - theirs.v)).max(1) < 1e-6)
+    assert near.sum() >= both.sum() - 2  # laws that jump at a limit allow two solutions about it
+    gap = np.asarray(ours.v - theirs.v)[near]
+    np.testing.assert_allclose(gap[:, ~floating], 0.0, atol=1e-9)
+    np.testing.assert_allclose(gap[:, floating] - gap[:, floating][:, :1], 0.0, atol=1e-9)
+    for a, b in zip(slopes, want, strict=True):
+        np.testing.assert_allclose(a[near], b[near], atol=1e-6 * np.abs(b).max(), rtol=0)

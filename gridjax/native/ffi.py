@@ -58,17 +58,20 @@ if MAJOR != 0:
 # Offsets in XLA's structs.
 API, CONTEXT, EXTENSION = 16, 24, 8
 ARGUMENTS, RESULTS = 72, 112  # where the addresses of the buffers are
-DATA, RANK, DIMENSIONS = 24, 32, 40  # of a buffer
+DATA = 24  # of a buffer
 SCHEDULE, THREADS = 136, 144  # functions of the API
 LARGE = 1 << 23  # bytes of results, beyond which touching fresh memory would cost more than solving
 METADATA = 1  # the extension by which XLA asks for the version
+
+DOUBLE, SINGLE = np.float64(0), np.float32(0)  # stand for their types
 
 # What the threads of a call share: words.
 NEXT, DONE, USERS, FRAME, PASSES = (8 * k for k in range(5))
 
 
 def _floats(address, like):
-    raise NotImplementedError("for Numba")
+    """A pointer to numbers of the type of `like`; Numba takes the function below for it."""
+    raise NotImplementedError("only within functions that Numba compiles")
 
 
 @overload(_floats)
@@ -184,8 +187,8 @@ def _cotangent(frame, circuit, room, rows, like, count):
     )  # fmt: skip
 
 
-def _passes(each) -> Any:
-    def passes(shared, like, width):
+def _work(name: str, each, like, width: int) -> Any:
+    def work(shared):
         """Takes passes while there are any. Without one nothing but `shared` may be touched: the call may be over."""
         number = count_up(shared + NEXT, 1)
         if number >= word(shared + PASSES):
@@ -205,40 +208,13 @@ def _passes(each) -> Any:
             number = count_up(shared + NEXT, 1)
         release(memory)
 
-    return njit(named(f"{each.py_func.__name__}_passes", passes))
+    return njit(named(name, work))
 
 
-_solve_passes, _tangent_passes, _cotangent_passes = _passes(_solve), _passes(_tangent), _passes(_cotangent)
-
-
-@njit
-def _solve_64(shared):
-    _solve_passes(shared, np.float64(0), 8)
-
-
-@njit
-def _solve_32(shared):
-    _solve_passes(shared, np.float32(0), 16)
-
-
-@njit
-def _tangent_64(shared):
-    _tangent_passes(shared, np.float64(0), 8)
-
-
-@njit
-def _tangent_32(shared):
-    _tangent_passes(shared, np.float32(0), 16)
-
-
-@njit
-def _cotangent_64(shared):
-    _cotangent_passes(shared, np.float64(0), 8)
-
-
-@njit
-def _cotangent_32(shared):
-    _cotangent_passes(shared, np.float32(0), 16)
+_solve_64, _solve_32 = _work("_solve_64", _solve, DOUBLE, 8), _work("_solve_32", _solve, SINGLE, 16)
+_tangent_64, _tangent_32 = _work("_tangent_64", _tangent, DOUBLE, 8), _work("_tangent_32", _tangent, SINGLE, 16)
+_cotangent_64 = _work("_cotangent_64", _cotangent, DOUBLE, 8)
+_cotangent_32 = _work("_cotangent_32", _cotangent, SINGLE, 16)
 
 
 def _task(work) -> Any:
@@ -412,7 +388,8 @@ def _cache() -> str:
     The folder is named after what they are made of.
     """
     here = Path(__file__).parent
-    text = b"".join(p.read_bytes() for p in sorted(here.glob("*.py"))) + f"{MAJOR}.{MINOR}".encode()
+    parts = [(here / f"{part}.py").read_bytes() for part in ("ffi", "kernel", "lanes")]
+    text = b"".join(parts) + f"{MAJOR}.{MINOR}".encode()
     name = hashlib.sha256(text).hexdigest()[:16]
     if os.access(here, os.W_OK):
         return str(here / "__pycache__" / name)

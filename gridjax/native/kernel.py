@@ -56,14 +56,10 @@ NEAR = 0.1  # the last change, in per unit, of voltages worth starting from
 INNER_GAIN = 1e-3  # how far below the outer change
 DIRECTIONS = 16  # of a linear solution, before it starts anew
 
-_33 = product(6, 6, onto=True), product(6, 6, 6, onto=False)
-_11 = product(2, 2, onto=True), product(2, 2, 2, onto=False)
-_21 = product(2, 4, onto=True), product(4, 4, 2, onto=False)
-_22 = product(4, 4, onto=True), product(4, 4, 4, onto=False)
-up_33, down_33 = _33
-up_11, down_11 = _11
-up_21, down_21 = _21
-up_22, down_22 = _22
+up_33, down_33 = product(6, 6, onto=True), product(6, 6, 6, onto=False)
+up_11, down_11 = product(2, 2, onto=True), product(2, 2, 2, onto=False)
+up_21, down_21 = product(2, 4, onto=True), product(4, 4, 2, onto=False)
+up_22, down_22 = product(4, 4, onto=True), product(4, 4, 4, onto=False)
 
 
 class Circuit(NamedTuple):
@@ -276,6 +272,16 @@ def see(circuit, k, c, zero):
 
 
 @njit
+def source(circuit, k, s, zero):
+    """The current of a further source at unit k, from the sources' EMF in pu."""
+    o = k * COLUMNS
+    if at(circuit.unit, o + SOURCE) < 0:
+        return zero, zero
+    pu = load(s, int(at(circuit.unit, o + SOURCE)))
+    return pu * at(circuit.unit, o + EMF), pu * at(circuit.unit, o + EMF + 1)
+
+
+@njit
 def draw(circuit, room, apart, zero):
     """The currents at the units' voltages, those of the nominal slopes apart or not."""
     unit = circuit.unit
@@ -289,12 +295,8 @@ def draw(circuit, room, apart, zero):
         p, q = load(room.p, d) * share, load(room.q, d) * share
         fp, fq = drawn(unit, o, re, im, zero)
         a, b = p * fp, q * fq
-        xr = zero - a * re - b * im
-        xi = b * re - a * im
-        if at(unit, o + SOURCE) >= 0:
-            pu = load(room.s, int(at(unit, o + SOURCE)))
-            xr = xr + pu * at(unit, o + EMF)
-            xi = xi + pu * at(unit, o + EMF + 1)
+        sr, si = source(circuit, k, room.s, zero)
+        xr, xi = sr - a * re - b * im, si + b * re - a * im
         if apart:
             xr = xr - (ur * at(unit, o + SLOPE) + ui * at(unit, o + SLOPE + 1))
             xi = xi - (ur * at(unit, o + SLOPE + 2) + ui * at(unit, o + SLOPE + 3))
@@ -317,11 +319,8 @@ def linearise(circuit, room, zero):
         across = (db * re - da * im) * full(zero, 2.0)
         rr, ri = along * re - a, along * im - b
         ir, ii = across * re + b, across * im - a
-        xr, xi = zero - a * re - b * im, b * re - a * im
-        if at(unit, o + SOURCE) >= 0:
-            pu = load(room.s, int(at(unit, o + SOURCE)))
-            xr = xr + pu * at(unit, o + EMF)
-            xi = xi + pu * at(unit, o + EMF + 1)
+        sr, si = source(circuit, k, room.s, zero)
+        xr, xi = sr - a * re - b * im, si + b * re - a * im
         store(room.r, 2 * k, xr - (rr * ur + ri * ui))
         store(room.r, 2 * k + 1, xi - (ir * ur + ii * ui))
         store(room.k, 4 * k, rr - spread(at(unit, o + SLOPE)))
@@ -331,26 +330,16 @@ def linearise(circuit, room, zero):
 
 
 @njit
-def respond(circuit, room):
-    """The linearised currents at the units' voltages, and `more`."""
+def respond(circuit, room, changes, zero):
+    """The linearised currents at the units' voltages and `more`; of `changes` only what depends on the voltages."""
     for i in range(2 * circuit.size):
-        store(room.j, i, load(room.more, i))
-    for k in range(circuit.units):
-        ur, ui = load(room.u, 2 * k), load(room.u, 2 * k + 1)
-        xr = load(room.r, 2 * k) + load(room.k, 4 * k) * ur + load(room.k, 4 * k + 1) * ui
-        xi = load(room.r, 2 * k + 1) + load(room.k, 4 * k + 2) * ur + load(room.k, 4 * k + 3) * ui
-        inject(circuit, k, xr, xi, room.j)
-
-
-@njit
-def react(circuit, room, zero):
-    """That part of the linearised currents which depends on the units' voltages."""
-    for i in range(2 * circuit.size):
-        store(room.j, i, zero)
+        store(room.j, i, zero if changes else load(room.more, i))
     for k in range(circuit.units):
         ur, ui = load(room.u, 2 * k), load(room.u, 2 * k + 1)
         xr = load(room.k, 4 * k) * ur + load(room.k, 4 * k + 1) * ui
         xi = load(room.k, 4 * k + 2) * ur + load(room.k, 4 * k + 3) * ui
+        if not changes:
+            xr, xi = load(room.r, 2 * k) + xr, load(room.r, 2 * k + 1) + xi
         inject(circuit, k, xr, xi, room.j)
 
 
@@ -401,7 +390,7 @@ def accelerated(circuit, operators, room, linear, tol, limit, active, zero):
     count, reached = zero, below(one, zero)
     for step in range(limit):
         if linear:
-            respond(circuit, room)
+            respond(circuit, room, False, zero)
         else:
             draw(circuit, room, True, zero)
         sweep(circuit, operators, room.c, room.j, zero)
@@ -503,7 +492,7 @@ def response(circuit, operators, room, tolerance, limit, zero):
     for i in range(n):
         store(room.u, i, zero)
     root_coordinates(circuit, room, True, zero)
-    respond(circuit, room)
+    respond(circuit, room, False, zero)
     sweep(circuit, operators, room.c, room.j, zero)
     goal = zero
     for k in range(circuit.units):
@@ -523,7 +512,7 @@ def response(circuit, operators, room, tolerance, limit, zero):
         p, q = further(room.base, 2 * n * used), further(room.base, 2 * n * used + n)
         for i in range(n):
             store(room.u, i, load(room.d, i))
-        react(circuit, room, zero)
+        respond(circuit, room, True, zero)
         sweep(circuit, operators, room.c, room.j, zero)
         for k in range(circuit.units):
             yr, yi = see(circuit, k, room.c, zero)
@@ -556,7 +545,7 @@ def response(circuit, operators, room, tolerance, limit, zero):
     for i in range(n):
         store(room.u, i, load(room.y, i))
     root_coordinates(circuit, room, True, zero)
-    respond(circuit, room)
+    respond(circuit, room, False, zero)
     sweep(circuit, operators, room.c, room.j, zero)
     return at_most(size, goal * full(zero, 1e4))
 
@@ -578,13 +567,13 @@ class Rows(NamedTuple):
 
 
 @njit
-def read(circuit, room, rows, p, q, source):
+def read(circuit, room, rows, p, q, emf):
     """Takes the scenarios' powers and sources."""
     for d in range(circuit.devices):
         store(room.p, d, gather(p, rows.first, rows.last, circuit.devices, d))
         store(room.q, d, gather(q, rows.first, rows.last, circuit.devices, d))
     for i in range(circuit.sources):
-        store(room.s, i, gather(source, rows.first, rows.last, circuit.sources, i))
+        store(room.s, i, gather(emf, rows.first, rows.last, circuit.sources, i))
 
 
 @njit
@@ -745,15 +734,11 @@ def tangent_pass(circuit, chord, room, rows, none, tolerance, limit, dp, dq, dhe
     for i in range(2 * circuit.size):
         store(room.more, i, zero)
     for k in range(circuit.units):
-        o = k * COLUMNS
         re, im, fp, fq = at_solution(circuit, room, k, zero)
         d = at(circuit.device, k)
         a, b = load(room.dp, d) * fp, load(room.dq, d) * fq
-        xr, xi = zero - a * re - b * im, b * re - a * im
-        if at(circuit.unit, o + SOURCE) >= 0:
-            pu = load(room.ds, int(at(circuit.unit, o + SOURCE)))
-            xr = xr + pu * at(circuit.unit, o + EMF)
-            xi = xi + pu * at(circuit.unit, o + EMF + 1)
+        sr, si = source(circuit, k, room.ds, zero)
+        xr, xi = sr - a * re - b * im, si + b * re - a * im
         fr = gather(more, rows.first, rows.last, rows.slots, at(circuit.slot, 2 * k))
         fi = gather(more, rows.first, rows.last, rows.slots, at(circuit.slot, 2 * k + 1))
         kr, ki = whole(circuit, room, k, fr, fi, False)

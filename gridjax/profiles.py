@@ -32,7 +32,8 @@ class Profiles:
     Attributes:
       load_kw, load_kvar: (steps, loads) positive when consumed.
       generation_kw, generation_kvar: (steps, generators) positive when produced; generators, PV systems, storages.
-      hour: (steps,) hours since the start of the first day (or year), at the middle of each step.
+      hour: (steps,) the time each step stands for, hours since the midnight before the first one. `gridjax.days` puts
+        it in the middle of the step; readers of files at its end, which is when OpenDSS solves it.
       source_pu: (steps, sources) EMF of each source; None leaves the point's.
     """
 

@@ -32,8 +32,9 @@ class Profiles:
     Attributes:
       load_kw, load_kvar: (steps, loads) positive when consumed.
       generation_kw, generation_kvar: (steps, generators) positive when produced; generators, PV systems, storages.
-      hour: (steps,) the time each step stands for, hours since the midnight before the first one. `gridjax.days` puts
-        it in the middle of the step; readers of files at its end, which is when OpenDSS solves it.
+      hour: (steps,) the time each step stands for, hours since the first midnight. `gridjax.days` puts it in the
+        middle of the step, `read_load_shapes` at its end, which is when OpenDSS solves it; other readers take the
+        file's.
       source_pu: (steps, sources) EMF of each source; None leaves the point's.
     """
 

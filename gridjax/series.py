@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -117,7 +117,7 @@ def step(
       The point with what the controls made of it, its power flow, and the controls' state.
     """
     storage = state.storage
-    if controls.storages is not None:
+    if controls.storages is not None and storage is not None:
         rows = controls.storages.row
         wanted = storage_control.Power(point.generation_kw[rows], point.generation_kvar[rows])
         power, storage, _ = storage_control.operate(controls.storages, storage, wanted, hours)
@@ -129,7 +129,7 @@ def step(
         return regulate(grid, point, controls.inverters)
 
     switching = state.switching
-    if controls.switching is None:
+    if controls.switching is None or switching is None:
         point, flow = solver(grid, point)
     elif mode == "static":
         point, flow, switching = switching_control.settle(grid, point, controls.switching, switching, solver, hour=hour)
@@ -229,7 +229,11 @@ def simulate_long(
     """`simulate` part by part, with a progress bar on the terminal; only records and one part are in memory at a time.
 
     Args:
-      grid, profiles, controls, state, options: as in `simulate`.
+      grid: as in `simulate`.
+      profiles: likewise.
+      controls: likewise.
+      state: likewise.
+      **options: likewise: `hours`, `mode`, `keep`.
       part: steps that run in one compiled call.
       progress: whether to show the bar.
 
@@ -239,14 +243,14 @@ def simulate_long(
     from rich.progress import track
 
     controls = Controls() if controls is None else controls
-    state = at_start(grid, controls) if state is None else state
-    total = steps(profiles)
+    now = at_start(grid, controls) if state is None else state
+    total, whole = steps(profiles), cast(Any, profiles)
     parts = []
     starts = range(0, total, part)
     for start in track(starts, "time series", disable=not progress, transient=True):
-        record, state = simulate(grid, window(profiles, start, min(start + part, total)), controls, state, **options)
+        record, now = simulate(grid, window(whole, start, min(start + part, total)), controls, now, **options)
         parts.append(jax.tree.map(np.asarray, record))
-    return jax.tree.map(lambda *p: np.concatenate(p), *parts), state
+    return jax.tree.map(lambda *p: np.concatenate(p), *parts), now
 
 
 def energies(record: Record, hours: float | jax.Array = 1.0) -> dict[str, jax.Array]:

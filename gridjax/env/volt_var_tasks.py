@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gridjax.assembly import compile
-from gridjax.control.storage import storages
+from gridjax.control.storage import Storages, storages
 from gridjax.env.volt_var import ACTIONS, VoltVar, VoltVarParams, Weights
 from gridjax.feeder import Feeder, Generator, Load, Storage, split_terminal
 
@@ -113,7 +113,10 @@ def volt_var(
     if weights is None:
         task = TASKS.get(feeder.name)
         weights = _weights(task.loss if task else 10.0, task.discharge if task else 0.2, 0.0)
-    return _make(feeder, multiplier, actions, weights, (low, high), hours, as_powergym=False)
+    names = tuple(b.name for b in feeder.storages)
+    first = len(feeder.generators) + len(feeder.pv_systems)
+    fleet = _Fleet(names, storages(feeder), first, np.ones(len(names)), 0.0)
+    return _make(feeder, multiplier, actions, weights, (low, high), hours, fleet, as_powergym=False)
 
 
 def powergym(
@@ -146,7 +149,12 @@ def powergym(
     task = TASKS[name]
     weights = _weights(task.loss, task.soc_discharge if soc else task.discharge, task.soc_energy if soc else 0.0)
     feeder = feeder or feeders.load(name)
-    return _make(feeder, multiplier, actions, weights, (0.95, 1.05), 1.0, as_powergym=True, task=task)
+    first, ratings = len(feeder.generators), _ratings(task)
+    generators, gain = _generators(feeder, task)
+    settings = storages(dataclasses.replace(feeder, storages=ratings))
+    fleet = _Fleet(tuple(r.name for r in ratings), settings, first, gain, 1 / POWER_FACTOR)
+    feeder = feeder.replace(generators=(*feeder.generators, *generators), loads=_loads(feeder, task))
+    return _make(feeder, multiplier, actions, weights, (0.95, 1.05), 1.0, fleet, as_powergym=True)
 
 
 def _weights(loss: float, discharge: float, energy: float) -> Weights:
@@ -224,17 +232,22 @@ def _ratings(task: Task) -> tuple[Storage, ...]:
     )  # fmt: skip
 
 
-def _make(feeder, multiplier, actions, weights, limits, hours, *, as_powergym, task=None):
-    batteries = feeder.storages
-    settings = storages(feeder)
-    gain = np.ones(len(batteries))
-    if as_powergym:
-        batteries = _ratings(task)
-        settings = storages(dataclasses.replace(feeder, storages=batteries))
-        generators, gain = _generators(feeder, task)
-        feeder = feeder.replace(generators=(*feeder.generators, *generators), loads=_loads(feeder, task))
-    first = len(feeder.generators) - len(batteries) if as_powergym else len(feeder.generators) + len(feeder.pv_systems)
-    if not (feeder.regulators or feeder.capacitors or batteries):
+@dataclass(frozen=True)
+class _Fleet:
+    """Batteries: names, settings, their first entry of the generation, gains, reactive for active power."""
+
+    names: tuple[str, ...]
+    settings: Storages
+    first: int
+    gain: np.ndarray
+    kvar_per_kw: float
+
+
+def _make(
+    feeder: Feeder, multiplier: np.ndarray | jax.Array, actions: str, weights: Weights, limits: tuple[float, float],
+    hours: float, fleet: _Fleet, as_powergym: bool,
+) -> tuple[VoltVar, VoltVarParams]:  # fmt: skip
+    if not (feeder.regulators or feeder.capacitors or fleet.names):
         raise ValueError(f"{feeder.name}: nothing to control; add a regulator, a capacitor or a battery")
     if actions not in ACTIONS:
         raise ValueError(f"actions {actions!r} are unknown: choose one of {', '.join(ACTIONS)}")
@@ -244,20 +257,19 @@ def _make(feeder, multiplier, actions, weights, limits, hours, *, as_powergym, t
             f"multiplier must be (episodes, steps, {len(feeder.loads)} loads) and not negative; its shape is "
             f"{multiplier.shape}"
         )
-    windings = {t.name: t.windings for t in feeder.transformers}
-    nodes = np.arange(len(feeder.node_names))
-    order = np.arange(len(feeder.regulators))
+    nodes, order = np.arange(len(feeder.node_names)), np.arange(len(feeder.regulators))
     if as_powergym:  # its regulators stand in the order of the transformers, its nodes in that of their numbers
         place = {t.name: k for k, t in enumerate(feeder.transformers)}
         order = np.argsort([place[r.transformer] for r in feeder.regulators], kind="stable")
         nodes = _bus_nodes(feeder)
         nodes = nodes[nodes < len(feeder.node_names)]
     regulators = [feeder.regulators[k] for k in order]
+    windings = {t.name: t.windings for t in feeder.transformers}
     tapped = [windings[r.transformer][r.winding - 1] for r in regulators]
     env = VoltVar(
         horizon=int(multiplier.shape[1]), failure_penalty=FAILURE_PENALTY, actions=actions, as_powergym=as_powergym,
         capacitors=tuple(c.name for c in feeder.capacitors), regulators=tuple(r.name for r in regulators),
-        batteries=tuple(b.name for b in batteries), nodes=tuple(feeder.node_names[k] for k in nodes),
+        batteries=fleet.names, nodes=tuple(feeder.node_names[k] for k in nodes),
         tap_counts=tuple(w.num_taps + 1 for w in tapped), battery_count=33,
     )  # fmt: skip
     params = VoltVarParams(
@@ -266,11 +278,9 @@ def _make(feeder, multiplier, actions, weights, limits, hours, *, as_powergym, t
         tap_low=jnp.asarray([w.min_tap for w in tapped], float),
         tap_step=jnp.asarray([(w.max_tap - w.min_tap) / w.num_taps for w in tapped], float),
         regulator_place=jnp.argsort(jnp.asarray(order)), node_order=jnp.asarray(nodes),
-        bus_nodes=jnp.asarray(_bus_nodes(feeder)), batteries=settings,
-        battery_row=jnp.arange(first, first + len(batteries)),
-        gain=jnp.asarray(gain),
-        kvar_per_kw=jnp.full(len(batteries), 1 / POWER_FACTOR if as_powergym else 0.0),
-        hours=jnp.asarray(float(hours)),
+        bus_nodes=jnp.asarray(_bus_nodes(feeder)), batteries=fleet.settings,
+        battery_row=jnp.arange(fleet.first, fleet.first + len(fleet.names)), gain=jnp.asarray(fleet.gain, float),
+        kvar_per_kw=jnp.full(len(fleet.names), fleet.kvar_per_kw), hours=jnp.asarray(float(hours)),
     )  # fmt: skip
     return env, params
 

@@ -36,9 +36,10 @@ def two_days():
     @jax.jit
     def draw(keys):
         def one(key):
-            rough = [variation.vary(key, MODEL, d, 24) for d in (100, 101)]
-            smooth = [variation.vary(key, MODEL, d, 24, smooth=True) for d in (100, 101)]
-            return jnp.stack([jnp.concatenate(rough), jnp.concatenate(smooth)])
+            numbers = jnp.array([100, 101])
+            rough = jax.vmap(lambda d: variation.vary(key, MODEL, d, 24))(numbers)
+            smooth = jax.vmap(lambda d: variation.vary(key, MODEL, d, 24, smooth=True))(numbers)
+            return jnp.stack([rough, smooth]).reshape(2, 48, 3)
 
         return jnp.swapaxes(jax.vmap(one)(keys), 0, 1)
 
@@ -197,21 +198,21 @@ def test_the_homes_year_is_the_standard_profiles():
 
 
 def test_the_mean_course_has_a_mean_of_one_and_weekends():
-    week = np.asarray(jax.vmap(lambda d: customers.mean_course(PEOPLE, d, 48))(jnp.arange(364)))
+    week = np.asarray(jax.jit(jax.vmap(lambda d: customers.mean_course(PEOPLE, d, 48)))(jnp.arange(364)))
     np.testing.assert_allclose(week.mean(axis=(0, 1)), 1, atol=2e-3)
     shop = week[..., 1].mean(axis=1).reshape(52, 7).mean(axis=0)
     assert shop[6] < shop[5] < 0.8 * shop[0]
     home = week[:7, :, 0]
     assert home[0].argmax() in (38, 39) and home[5, :24].argmax() > home[0, :24].argmax()
     flat = customers.customers(MODEL, [0] * 3, [1] * 3, weeks=np.arange(168.0)[None], seasons=np.ones((1, 365)))
-    course = np.asarray(customers.mean_course(flat, 2, 24))[:, 0]
+    course = np.asarray(jax.jit(lambda: customers.mean_course(flat, 2, 24))())[:, 0]
     np.testing.assert_allclose(course * 83.5, 48 + np.arange(24), rtol=1e-12)
 
 
 def test_demand_varies_as_stated():
     keys = jax.random.split(jax.random.key(4), KEYS)
     found = np.asarray(jax.jit(jax.vmap(lambda k: customers.demand(k, PEOPLE, 30, 6)))(keys))
-    factor = found / np.asarray(customers.mean_course(PEOPLE, 30, 6))
+    factor = found / np.asarray(jax.jit(lambda: customers.mean_course(PEOPLE, 30, 6))())
     cv = np.sqrt(0.9**2 / np.array([1, 20, 100]) + 0.05**2)
     np.testing.assert_allclose(factor.mean(axis=0), 1, atol=5 * 0.9 / math.sqrt(KEYS))
     np.testing.assert_allclose(factor.std(axis=0).mean(axis=0), cv, rtol=0.05)
@@ -242,21 +243,20 @@ def test_cars_come_leave_and_want_as_stated():
 def test_uncontrolled_cars_are_those_charged_at_once():
     """The closed form of a day is the sessions of two days, charged step by step; energies add up over days."""
     key, fleet = jax.random.key(7), customers.cars(np.arange(30), kw=3.7)
-    kw = np.asarray(customers.uncontrolled(key, fleet, 5, 48))
-    total = 0.0
-    for day, shift in ((4, -24.0), (5, 0.0)):
-        stay = customers.moved(customers.stays(key, fleet, day), shift)
-        state = charging.initial(stay)
-        # What a car has charged before midnight is done: the clock begins before.
-        state = dataclasses.replace(state, hour=jnp.asarray(-24.0))
 
-        def step(state, _, stay=stay):
+    @jax.jit
+    def charged(day, shift):
+        stay = customers.moved(customers.stays(key, fleet, day), shift)
+
+        def step(state, _):
             kw, state, _ = charging.charge(stay, state, charging.at_once(stay, state, 0.5), 0.5)
             return state, kw
 
-        _, charged = jax.lax.scan(step, state, None, length=96)
-        total = total + np.asarray(charged)[48:]
-    np.testing.assert_allclose(kw, total, atol=1e-9)
+        # What a car has charged before midnight is done: the clock begins a day before.
+        return jax.lax.scan(step, charging.initial(stay, -24.0), None, length=96)[1][48:]
+
+    kw = jax.jit(lambda: customers.uncontrolled(key, fleet, 5, 48))()
+    np.testing.assert_allclose(kw, charged(4, -24.0) + charged(5, 0.0), atol=1e-9)
 
 
 # --- Days of a feeder. ---
@@ -275,7 +275,7 @@ def test_a_feeders_day():
     assert one.load_kw.shape == (24, len(feeder.loads))
     np.testing.assert_allclose(one.hour, 4800.5 + np.arange(24))
     shapes = jax.jit(lambda: days.shapes(key, region, 199, 24, 2))()
-    cars = customers.uncontrolled(days.car_key(key), fleet, 200, 24)
+    cars = jax.jit(lambda: customers.uncontrolled(days.car_key(key), fleet, 200, 24))()
     load = np.asarray(point.load_kw) * np.asarray(shapes.p)[24:, : len(feeder.loads)]
     load[:, 0] += np.asarray(cars[:, :2].sum(axis=1))
     load[:, 2] += np.asarray(cars[:, 2])
@@ -288,18 +288,6 @@ def test_a_feeders_day():
         one.generation_kw[:, first + len(feeder.pv_systems) :],
         np.broadcast_to(point.generation_kw[first + len(feeder.pv_systems) :], (24, len(feeder.storages))),
     )
-
-
-def test_sun_through_a_small_inverter_is_cut_off():
-    pv = PVSystem("p", "b.1.2.3.0", 3, "wye", 4.16, kva=50.0, pmpp_kw=80.0)
-    feeder = two_bus_feeder().replace(pv_systems=(pv,))
-    point = days.at_full_sun(feeder, gridjax.compile(feeder).nominal)
-    region = days.region(feeder)
-    assert float(region.oversize[0]) == pytest.approx(1.6)
-    clear = dataclasses.replace(region, sky=dataclasses.replace(region.sky, cover=jnp.asarray(-20.0)))
-    kw = np.asarray(days.day(jax.random.key(0), clear, point, 171, 24).generation_kw)[:, 0]
-    sun = np.asarray(weather.clear_sky(172, np.arange(24) + 0.5))
-    np.testing.assert_allclose(kw, np.minimum(80 * sun, 50), atol=0.05)
 
 
 def test_groups_share_columns_by_kind_and_nearness():
@@ -333,14 +321,23 @@ def test_refused_regions():
         customers.cars([0], colour=3)
 
 
-def test_float32_days():
+def test_a_clear_day_through_a_small_inverter_in_float32():
     feeder = two_bus_feeder().replace(
-        pv_systems=(PVSystem("p", "b.1.2.3.0", 3, "wye", 4.16, kva=50.0, pmpp_kw=50.0),),
+        pv_systems=(PVSystem("p", "b.1.2.3.0", 3, "wye", 4.16, kva=50.0, pmpp_kw=80.0),),
         generators=(Generator("w", "b.1.2.3.0", 3, "wye", 4.16, 100.0, 0.0),),
     )
-    narrow = lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a  # noqa: E731
-    region = jax.tree.map(narrow, days.region(feeder, wind_generators=("w",)))
+
+    def narrow(a):
+        return a.astype(jnp.float32) if a.dtype == jnp.float64 else a
+
+    region = days.region(feeder, wind_generators=("w",))
+    assert float(region.oversize[0]) == pytest.approx(1.6)
+    region = dataclasses.replace(region, sky=dataclasses.replace(region.sky, cover=jnp.asarray(-20.0)))
+    region = jax.tree.map(narrow, region)
     point = jax.tree.map(narrow, days.at_full_sun(feeder, gridjax.compile(feeder).nominal))
-    profiles = jax.jit(lambda k: days.day(k, region, point, 100, 1440))(jax.random.key(0))
+    profiles = jax.jit(lambda k: days.day(k, region, point, 171, 1440))(jax.random.key(0))
     for leaf in jax.tree.leaves(profiles):
         assert leaf.dtype == jnp.float32 and np.isfinite(leaf).all()
+    sun = np.asarray(weather.clear_sky(172, (np.arange(1440) + 0.5) / 60))
+    np.testing.assert_allclose(profiles.generation_kw[:, 1], np.minimum(80 * sun, 50), atol=0.05)
+    assert np.min(profiles.generation_kw[:, 0]) >= 0 and np.max(profiles.generation_kw[:, 0]) <= 100

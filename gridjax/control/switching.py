@@ -34,11 +34,18 @@ SOON_S = 1e-4  # what is due within this time is due: clocks are sums of rounded
 
 @flax.struct.dataclass
 class Switching:
-    """The settings of a feeder's regulators and capacitor controls; what they are allowed to measure."""
+    """The settings of a feeder's regulators and capacitor controls.
+
+    Attributes:
+      regulators, capacitors: as named.
+      meters: what they measure beside voltages.
+      rounds: most power flows of a `settle` or `advance`; a scenario that needs more is left where it is then.
+    """
 
     regulators: Regulators
     capacitors: CapacitorControls
     meters: Meters
+    rounds: int = flax.struct.field(pytree_node=False, default=60)
 
 
 @flax.struct.dataclass
@@ -121,8 +128,8 @@ def settle(
     state: SwitchingState,
     solver: Solver = power_flow,
     *,
+    seconds: jax.Array | float = 0.0,
     hour: jax.Array | float | None = None,
-    rounds: int = 60,
     differentiable: bool = True,
 ) -> tuple[OperatingPoint, PowerFlow, SwitchingState]:
     """Lets the controls act until none wants to, while time stands still (OpenDSS's static mode).
@@ -133,8 +140,8 @@ def settle(
       switching: its controls.
       state: where they are.
       solver: `(grid, point) -> (point, flow)`.
+      seconds: time since the state was reached, by which dead times are shorter now.
       hour: time of the day, 24.0 at midnight; needed by time controls.
-      rounds: most power flows; a scenario that needs more is left where it is then, with `settled` False. Static.
       differentiable: False saves one power flow and gives the result no derivatives. Static.
 
     Returns:
@@ -148,17 +155,8 @@ def settle(
       taps and steps. In a scenario whose power flow does not converge nothing switches any more. Under `vmap` no
       scenario depends on another.
     """
-    hour = _hour(switching, hour)
-
-    def act(state: SwitchingState) -> tuple[SwitchingState, jax.Array]:
-        taps, banks = state.regulators, state.capacitors
-        first = jnp.minimum(regulators.next_due(taps), capacitors.next_due(banks))
-        first = jnp.where(jnp.isfinite(first), first, -1.0)
-        taps = regulators.act(switching.regulators, taps, first, timed=False)
-        banks = capacitors.act(switching.capacitors, banks, first)
-        return dataclasses.replace(state, regulators=taps, capacitors=banks), first >= 0
-
-    return _repeat(grid, point, switching, state, solver, hour, act, rounds, differentiable)
+    state = _later(switching, state, seconds)
+    return _repeat(grid, point, switching, state, solver, _hour(switching, hour), False, differentiable)
 
 
 def advance(
@@ -170,7 +168,6 @@ def advance(
     solver: Solver = power_flow,
     *,
     hour: jax.Array | float | None = None,
-    rounds: int = 60,
     differentiable: bool = True,
 ) -> tuple[OperatingPoint, PowerFlow, SwitchingState]:
     """One step of time with delays, dead times and one tap at a time (OpenDSS's time mode).
@@ -183,7 +180,6 @@ def advance(
       seconds: the step's length.
       solver: `(grid, point) -> (point, flow)`.
       hour: time of the day after the step, 24.0 at midnight; needed by time controls.
-      rounds: most power flows, as in `settle`. Static.
       differentiable: as in `settle`. Static.
 
     Returns:
@@ -195,28 +191,35 @@ def advance(
     Guarantees:
       As `settle`.
     """
-    hour = _hour(switching, hour)
-    taps, banks = state.regulators, state.capacitors
-    elapsed = jnp.asarray(seconds, switching.regulators.step.dtype)
-    taps = dataclasses.replace(taps, due=taps.due - elapsed, turn_due=taps.turn_due - elapsed)
-    banks = dataclasses.replace(banks, due=banks.due - elapsed, since_open=banks.since_open + elapsed)
-
-    def act(state: SwitchingState) -> tuple[SwitchingState, jax.Array]:
-        taps, banks = state.regulators, state.capacitors
-        soon = jnp.asarray(SOON_S, elapsed.dtype)
-        any_due = jnp.minimum(regulators.next_due(taps), capacitors.next_due(banks)) <= soon
-        taps = regulators.act(switching.regulators, taps, soon, timed=True)
-        banks = capacitors.act(switching.capacitors, banks, soon)
-        return dataclasses.replace(state, regulators=taps, capacitors=banks), any_due
-
-    state = dataclasses.replace(state, regulators=taps, capacitors=banks)
-    return _repeat(grid, point, switching, state, solver, hour, act, rounds, differentiable)
+    state = _later(switching, state, seconds)
+    return _repeat(grid, point, switching, state, solver, _hour(switching, hour), True, differentiable)
 
 
 def _hour(switching: Switching, hour: jax.Array | float | None) -> jax.Array:
     if hour is None and "time" in switching.capacitors.kinds:
         raise ValueError("a capacitor control goes by the time of day: give `hour`")
     return capacitors.hour_of_day(jnp.asarray(0.0 if hour is None else hour, switching.capacitors.on.dtype))
+
+
+def _later(switching: Switching, state: SwitchingState, seconds: jax.Array | float) -> SwitchingState:
+    """The state with all its clocks moved on."""
+    elapsed = jnp.asarray(seconds, switching.regulators.step.dtype)
+    taps, banks = state.regulators, state.capacitors
+    return dataclasses.replace(
+        state,
+        regulators=dataclasses.replace(taps, due=taps.due - elapsed, turn_due=taps.turn_due - elapsed),
+        capacitors=dataclasses.replace(banks, due=banks.due - elapsed, since_open=banks.since_open + elapsed),
+    )
+
+
+def _act(switching: Switching, state: SwitchingState, timed: bool) -> tuple[SwitchingState, jax.Array]:
+    """What is due acts; also whether anything was. `timed`: what is due by now, else what is due first."""
+    taps, banks = state.regulators, state.capacitors
+    first = jnp.minimum(regulators.next_due(taps), capacitors.next_due(banks))
+    until = jnp.asarray(SOON_S, first.dtype) if timed else jnp.where(jnp.isfinite(first), first, -jnp.inf)
+    taps = regulators.act(switching.regulators, taps, until, timed)
+    banks = capacitors.act(switching.capacitors, banks, until)
+    return dataclasses.replace(state, regulators=taps, capacitors=banks), first <= until
 
 
 def _repeat(
@@ -226,8 +229,7 @@ def _repeat(
     state: SwitchingState,
     solver: Solver,
     hour: jax.Array,
-    act: Callable[[SwitchingState], tuple[SwitchingState, jax.Array]],
-    rounds: int,
+    timed: bool,
     differentiable: bool,
 ) -> tuple[OperatingPoint, PowerFlow, SwitchingState]:
     """Power flows, samples and actions until nothing acts."""
@@ -243,21 +245,17 @@ def _repeat(
             regulators=regulators.sample(settings.regulators, state.regulators, reading),
             capacitors=capacitors.sample(settings.capacitors, state.capacitors, reading, at_hour),
         )
-        acted, any_due = act(looked)
+        acted, more = _act(settings, looked, timed)
         new = jax.tree.map(lambda a, b: jnp.where(flow.converged, a, b), acted, state)
-        new = dataclasses.replace(new, settled=flow.converged & ~any_due, rounds=count + 1)
-        kept = None if differentiable else (solved, flow)
-        return new, flow.converged & any_due, kept, count + 1
-
-    def going(carry):
-        return carry[1] & (carry[3] < rounds)
+        new = dataclasses.replace(new, settled=flow.converged & ~more, rounds=count + 1)
+        return new, flow.converged & more, None if differentiable else (solved, flow), count + 1
 
     kept = None
     if not differentiable:
         shapes = jax.eval_shape(lambda s: solver(at_grid, switched(at_point, settings, s)), start)
         kept = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     begin = (start, jnp.ones((), bool), kept, jnp.zeros((), jnp.int32))
-    state, _, kept, _ = jax.lax.while_loop(going, body, begin)
+    state, _, kept, _ = jax.lax.while_loop(lambda c: c[1] & (c[3] < switching.rounds), body, begin)
     if kept is not None:
         return *kept, state
     solved, flow = solver(grid, switched(point, settings, state))

@@ -28,6 +28,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 
 DAY_H = 24.0
 MEMORY = 16  # days that a midnight's value looks back
@@ -83,9 +84,10 @@ def factors(
         raise ValueError(f"shares {common:g} and {near:g} of the variance: both must be >= 0 and their sum <= 1")
     if reach_km <= 0 or min(tau_h) <= 0 or max(tau_h) > LONGEST_H:
         raise ValueError(f"reach_km must be above 0 and time constants within 0 to {LONGEST_H:g} hours")
-    values, vectors = np.linalg.eigh(np.exp(-d / reach_km))
-    keep = np.argsort(values)[::-1][: min(rank, len(d))]
-    mixing = vectors[:, keep] * np.sqrt(np.maximum(values[keep], 0.0))
+    n = len(d)
+    largest = (max(n - rank, 0), n - 1)
+    values, vectors = scipy.linalg.eigh(np.exp(-d / reach_km), subset_by_index=largest, driver="evx")
+    mixing = vectors * np.sqrt(np.maximum(values, 0.0))
     rest = np.sqrt(np.maximum(1 - (mixing**2).sum(axis=1), 0.0))
     length = np.sqrt((mixing**2).sum(axis=1) + rest**2)  # 1 but for rounding and negative eigenvalues
     return Factors(

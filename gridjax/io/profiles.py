@@ -1,7 +1,7 @@
-"""Series from files: `read_csv_profiles` and `read_simbench_profiles`, and `shapes_of`, which puts them on a feeder.
+"""Series from CSV files, `read_csv_profiles`; and `shapes_of`, which puts any reader's series on a feeder.
 
-A reader gives a `ShapeTable`: named columns of numbers, and which element of the feeder follows which. OpenDSS's load
-shapes are read by `gridjax.io.loadshapes` into the same.
+A reader gives a `ShapeTable`: named columns of numbers, and which element of the feeder follows which. So do those of
+OpenDSS's load shapes (`gridjax.io.loadshapes`) and of SimBench (`gridjax.io.simbench`).
 
 CSV. A header with one name for each column, then one line for each step:
 
@@ -12,15 +12,9 @@ CSV. A header with one name for each column, then one line for each step:
 - The separator is a comma, a semicolon or a tab; the decimal sign is a point; lines that begin with # are left out.
 - A name is that of a load, or written in full: `load.671`, `generator.g1`, `pvsystem.roof`, `storage.b1`; `all` stands
   for all loads that have no column. Upper and lower case are the same.
-- A unit is one of pu (the default: factors on the nominal power), %, W, kW, MW, and var, kvar, Mvar for a column of
-  reactive power. Where an element has no such column, its power factor stays.
+- A unit is one of pu (the default: factors on `grid.nominal`), %, W, kW, MW, and var, kvar, Mvar for a column of
+  reactive power. Without one the power factor stays, or an inverter's kvar.
 - `hour` (or `hour [min]`, `hour [s]`) is the time, in equal steps. Without it, `step_hours` says how long a step is.
-
-SimBench (Meinecke et al., "SimBench: a benchmark dataset of electric power systems", Energies 13, 2020). Its data are
-under the Open Database License and do not come with this package: get a dataset from simbench.de, or
-`pip install simbench`, which contains them (`simbench_folder`). Read are LoadProfile.csv, RESProfile.csv and
-StorageProfile.csv, which hold factors on an element's power for each quarter-hour of 2016, and from Load.csv, RES.csv
-and Storage.csv which element follows which.
 
 Files are data from strangers: sizes are bounded, nothing in them is executed, and whatever is wrong with one is a
 `ValueError` that names file, line and cure.
@@ -30,7 +24,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import importlib.util
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -40,7 +33,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from gridjax.feeder import Feeder
+from gridjax.feeder import Feeder, Generator, Load, PVSystem, Storage
+from gridjax.generation import pv_power, storage_power
 from gridjax.profiles import CONSTANT, Kinds, Shapes
 
 MAX_BYTES = 2**30
@@ -116,6 +110,20 @@ def element_names(feeder: Feeder) -> tuple[list[str], list[str]]:
     return [f"load.{r.name.lower()}" for r in feeder.loads], generation
 
 
+def resampled(table: ShapeTable, step_hours: float) -> ShapeTable:
+    """The means over longer steps, a whole number of the table's.
+
+    Raises:
+      ValueError: they are not.
+    """
+    have = float(table.hour[1] - table.hour[0])
+    n = round(step_hours / have)
+    if n < 1 or abs(n * have - step_hours) > SAME_STEP * have or len(table.hour) % n:
+        raise ValueError(f"{len(table.hour)} steps of {have:g} h do not make whole steps of {step_hours:g} h")
+    p, q = (a.reshape(-1, n, a.shape[1]).mean(axis=1) for a in (table.p, table.q))
+    return dataclasses.replace(table, p=p, q=q, hour=table.hour[n - 1 :: n])
+
+
 # --- CSV. ---
 
 
@@ -132,13 +140,13 @@ def read_csv_profiles(path: str | Path, feeder: Feeder, *, step_hours: float | N
       ValueError: anything else; the message names the file, the line and the cure.
     """
     path = Path(path)
-    lines = _lines(path)
+    lines = lines_of(path)
     number, head = next(lines, (0, ""))
     if not head:
         raise ValueError(f"{path}: the file is empty; its first line must name the columns")
     separator = max(",;\t", key=head.count)
     columns = _columns(path, number, next(csv.reader([head], delimiter=separator)), feeder)
-    values = _values(path, lines, separator, len(columns), range(len(columns)))
+    values = values_of(path, lines, separator, len(columns), range(len(columns)))
     hour = _hours(path, values, columns, step_hours)
     return _table(feeder, columns, values, hour)
 
@@ -212,10 +220,11 @@ def _table(feeder: Feeder, columns: list[_Column], values: np.ndarray, hour: np.
     names, p, q, flags = [], [], [], []
     for element in dict.fromkeys([*active, *reactive]):
         kw, actual = active.get(element, (None, True))
-        if element in reactive and not actual:
-            kw, actual = kw * getattr(records[element], "kw"), True  # noqa: B009 factors beside kvar
+        nominal, _ = _nominal(records[element]) if element in records else (0.0, 0.0)
         if kw is None:
-            kw = np.full(len(hour), float(getattr(records[element], "kw", 0.0)))
+            kw = np.full(len(hour), nominal)
+        elif element in reactive and not actual:  # factors beside kvar
+            kw, actual = kw * nominal, True
         names.append(element)
         p.append(kw)
         q.append(reactive[element] if element in reactive else _reactive(records.get(element), kw, actual))
@@ -226,18 +235,27 @@ def _table(feeder: Feeder, columns: list[_Column], values: np.ndarray, hour: np.
     return ShapeTable(tuple(names), np.stack(p, 1), np.stack(q, 1), tuple(flags), hour, who)
 
 
+def _nominal(record: Load | Generator | PVSystem | Storage) -> tuple[float, float]:
+    """What `grid.nominal` has of it, kW and kvar."""
+    if isinstance(record, PVSystem):
+        return pv_power(record)
+    return storage_power(record) if isinstance(record, Storage) else (record.kw, record.kvar)
+
+
 def _reactive(record, kw: np.ndarray, actual: bool) -> np.ndarray:
-    """Reactive power where no column says it: the record's power factor, or its kvar where an inverter sets it."""
+    """Reactive power where no column says it: the power factor stays, or an inverter's kvar."""
     if not actual:
-        return kw
-    nominal, kvar = getattr(record, "kw", 0.0), record.kvar
-    return kw * (kvar / nominal) if nominal else np.full_like(kw, kvar)
+        return np.ones_like(kw) if isinstance(record, (PVSystem, Storage)) else kw
+    nominal, kvar = _nominal(record)
+    if isinstance(record, (PVSystem, Storage)) or not nominal:
+        return np.full_like(kw, kvar)
+    return kw * (kvar / nominal)
 
 
 # --- Lines and numbers. ---
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
     """Line numbers and lines, without empty ones and those that begin with #."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
@@ -257,7 +275,7 @@ def _numbered(path: Path) -> Iterator[tuple[int, str]]:
         raise ValueError(f"{path}: the file is not UTF-8 text ({error.reason}): save it as such") from None
 
 
-def _values(
+def values_of(
     path: Path, lines: Iterable[tuple[int, str]], separator: str, width: int, wanted: Iterable[int]
 ) -> np.ndarray:
     """The numbers of the wanted columns, (steps, wanted)."""
@@ -284,143 +302,3 @@ def _number(path: Path, line: int, cell: str, column: int) -> float:
     what = cell.strip() or "nothing"
     cure = "write a decimal point" if re.fullmatch(r"[+-]?\d+,\d+", what) else "fill the gap"
     raise ValueError(f"{path}:{line}: column {column + 1} holds {what[:40]!r}, which is not a number; {cure}")
-
-
-# --- SimBench. ---
-
-_SIMBENCH = {"load": ("Load", "LoadProfile"), "res": ("RES", "RESProfile"), "storage": ("Storage", "StorageProfile")}
-
-
-def simbench_folder(name: str = "1-complete_data-mixed-all-1-sw") -> Path:
-    """The folder of a dataset in the installed package `simbench`, which is not imported.
-
-    Raises:
-      ImportError: the package is not installed.
-      FileNotFoundError: it has no such dataset.
-    """
-    spec = importlib.util.find_spec("simbench")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError("SimBench's data come with the package simbench: pip install simbench")
-    folder = Path(spec.submodule_search_locations[0]) / "networks" / name
-    if not folder.is_dir():
-        raise FileNotFoundError(f"the package simbench has no dataset {name!r}: there is no folder {folder}")
-    return folder
-
-
-def read_simbench_profiles(folder: str | Path, wanted: Iterable[str] | None = None) -> ShapeTable:
-    """Reads the series of a SimBench dataset.
-
-    Args:
-      folder: of its CSV files.
-      wanted: names of the columns to read, such as `"load.H0-A"`, `"res.PV3"`, `"storage.Storage_PV8_L1-A"`; None
-        reads all.
-
-    Returns:
-      A table of factors on each element's own power: loads' active and reactive powers, generation's and storages'
-      active powers (1 for the reactive), with SimBench's signs. The hours count steps of the length of the first,
-      because the files' clock changes to summer time and back though the steps go on. `who` says which element of
-      SimBench (`"load.<id>"`, `"res.<id>"`, `"storage.<id>"`, lower case) follows which column.
-
-    Raises:
-      FileNotFoundError: the folder has none of the files.
-      ValueError: a file is not as it should be; the message names it, the line and the cure.
-    """
-    folder = Path(folder)
-    parts, who, rest = [], {}, None if wanted is None else set(wanted)
-    for kind, (elements, profile) in _SIMBENCH.items():
-        if not (folder / f"{profile}.csv").is_file():
-            continue
-        parts.append(_simbench_profile(folder / f"{profile}.csv", kind, rest))
-        if (folder / f"{elements}.csv").is_file():
-            who |= _simbench_elements(folder / f"{elements}.csv", kind)
-    if not parts:
-        raise FileNotFoundError(f"{folder} holds no LoadProfile.csv, RESProfile.csv or StorageProfile.csv")
-    hour = parts[0].hour
-    if any(len(t.hour) != len(hour) or not np.array_equal(t.hour, hour) for t in parts):
-        raise ValueError(f"{folder}: the profiles have different steps; take files of one dataset")
-    names = sum((t.names for t in parts), ())
-    missing = (rest or set()) - set(names)
-    if missing:
-        raise ValueError(f"{folder}: there is no profile {', '.join(sorted(missing)[:5])}")
-    return ShapeTable(
-        names,
-        np.concatenate([t.p for t in parts], axis=1),
-        np.concatenate([t.q for t in parts], axis=1),
-        (False,) * len(names),
-        hour,
-        {element: name for element, name in who.items() if name in names},
-    )
-
-
-def _simbench_profile(path: Path, kind: str, wanted: set[str] | None) -> ShapeTable:
-    lines = _lines(path)
-    line, head = next(lines, (1, ""))
-    heads = head.split(";")
-    if heads[0] != "time":
-        raise ValueError(f"{path}:{line}: the first column must be 'time', with ; between columns")
-    stem = [h.removesuffix("_pload") for h in heads] if kind == "load" else heads
-    pairs = {f"{kind}.{s}": i for i, s in enumerate(stem) if i and not s.endswith("_qload")}
-    names = [name for name in pairs if wanted is None or name in wanted]
-    p_at = [pairs[name] for name in names]
-    q_at = []
-    if kind == "load":
-        missing = next((n for n in names if f"{n.removeprefix('load.')}_qload" not in heads), None)
-        if missing:
-            raise ValueError(f"{path}:{line}: {missing} has a column _pload but none _qload")
-        q_at = [heads.index(f"{n.removeprefix('load.')}_qload") for n in names]
-    kept: list[str] = []
-    values = _values(path, _keep(lines, kept), ";", len(heads), p_at + q_at)
-    p = values[:, : len(names)]
-    q = values[:, len(names) :] if q_at else np.ones_like(p)
-    return ShapeTable(tuple(names), p, q, (False,) * len(names), _clock(path, kept) * np.arange(len(p)))
-
-
-def _keep(lines: Iterator[tuple[int, str]], kept: list[str]) -> Iterator[tuple[int, str]]:
-    """The lines, with the first two times kept."""
-    for number, line in lines:
-        if len(kept) < 2:
-            kept.append(line.split(";", 1)[0])
-        yield number, line
-
-
-def _clock(path: Path, times: list[str]) -> float:
-    """Hours from the first time to the second."""
-    minutes = []
-    for time in times:
-        match = re.fullmatch(r"\d\d\.\d\d\.\d{4} (\d\d):(\d\d)", time.strip())
-        if match is None:
-            raise ValueError(f"{path}: the time {time[:40]!r} is not of the form 31.12.2016 23:45")
-        minutes.append(60 * int(match[1]) + int(match[2]))
-    if len(minutes) < 2 or minutes[1] <= minutes[0]:
-        raise ValueError(f"{path}: the second line must be later than the first, on the same day")
-    return (minutes[1] - minutes[0]) / 60
-
-
-def _simbench_elements(path: Path, kind: str) -> dict[str, str]:
-    lines = _lines(path)
-    line, head = next(lines, (1, ""))
-    heads = head.split(";")
-    if not {"id", "profile"} <= set(heads):
-        raise ValueError(f"{path}:{line}: needs the columns 'id' and 'profile', with ; between columns")
-    name, profile = heads.index("id"), heads.index("profile")
-    out = {}
-    for number, text in lines:
-        cells = text.split(";")
-        if len(cells) != len(heads):
-            raise ValueError(f"{path}:{number}: {len(cells)} values where the header names {len(heads)} columns")
-        out[f"{kind}.{cells[name].lower()}"] = f"{kind}.{cells[profile]}"
-    return out
-
-
-def resampled(table: ShapeTable, step_hours: float) -> ShapeTable:
-    """The means over longer steps, a whole number of the table's.
-
-    Raises:
-      ValueError: they are not.
-    """
-    have = float(table.hour[1] - table.hour[0])
-    n = round(step_hours / have)
-    if n < 1 or abs(n * have - step_hours) > SAME_STEP * have or len(table.hour) % n:
-        raise ValueError(f"{len(table.hour)} steps of {have:g} h do not make whole steps of {step_hours:g} h")
-    p, q = (a.reshape(-1, n, a.shape[1]).mean(axis=1) for a in (table.p, table.q))
-    return dataclasses.replace(table, p=p, q=q, hour=table.hour[n - 1 :: n])

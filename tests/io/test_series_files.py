@@ -12,7 +12,8 @@ import gridjax
 from gridjax import profiles
 from gridjax.feeder import Generator, PVSystem, Storage
 from gridjax.io.loadshapes import read_load_shapes
-from gridjax.io.profiles import read_csv_profiles, read_simbench_profiles, resampled, shapes_of, simbench_folder
+from gridjax.io.profiles import read_csv_profiles, resampled, shapes_of
+from gridjax.io.simbench import read_simbench_profiles, simbench_folder
 
 
 def feeder():
@@ -75,6 +76,15 @@ def test_reactive_power_alone_and_beside_factors(tmp_path):
     point = point_at(shapes_of(f, table), f, 0)
     np.testing.assert_allclose(point.load_kw, [300.0, 25.0])
     np.testing.assert_allclose(point.load_kvar, [33.0, 4.0])
+    table = read_csv_profiles(
+        written(tmp_path, "hour,pvsystem.roof [kvar],pvsystem.roof,storage.box\n1,9,0.5,0.25\n"), f
+    )
+    point, nominal = point_at(shapes_of(f, table), f, 0), gridjax.compile(f).nominal
+    np.testing.assert_allclose(point.generation_kw, np.array([1.0, 0.5, 0.25]) * nominal.generation_kw)
+    np.testing.assert_allclose(point.generation_kvar, [20.0, 9.0, nominal.generation_kvar[2]])
+    table = read_csv_profiles(written(tmp_path, "hour,pvsystem.roof [kvar]\n1,9\n"), f)
+    point = point_at(shapes_of(f, table), f, 0)
+    np.testing.assert_allclose((point.generation_kw[1], point.generation_kvar[1]), (50.0, 9.0))
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,11 @@ from gridjax.control import standard
 from gridjax.control.curves import least, most, piecewise, ramp, root_beside, within
 from gridjax.control.settings import (
     CONSTANT_POWER_FACTOR,
-    CONSTANT_REACTIVE_POWER,
+    FREQUENCY_WATT,
+    LOW_POWER,
     NONE,
     VOLT_VAR,
+    VOLT_WATT,
     WATT_VAR,
     Inverters,
 )
@@ -88,13 +90,15 @@ def wanted_power(s: Inverters, u: jax.Array, available: jax.Array, f_hz: jax.Arr
     """Active power before the apparent-power limit, (n,) per unit of rated_kw; `available` likewise."""
     by_voltage = voltage_limit(s, u)
     p = least(least(available, s.most_power, s.smooth), by_voltage, s.smooth)
-    if f_hz is None:
+    if f_hz is None or FREQUENCY_WATT not in s.used:
         return p
     return least(least(available, by_voltage, s.smooth), droop(s, p, f_hz), s.smooth)
 
 
 def voltage_limit(s: Inverters, u: jax.Array) -> jax.Array:
     """Volt-watt's limit, (n,) per unit of rated_kw, at most 1."""
+    if VOLT_WATT not in s.used:
+        return jnp.ones_like(u)
     limit = piecewise(u, s.volt_watt_v, s.volt_watt_p, s.smooth)
     return jnp.where(s.volt_watt, least(limit, jnp.ones_like(limit), s.smooth), 1.0)
 
@@ -111,19 +115,20 @@ def droop(s: Inverters, before: jax.Array, f_hz: jax.Array | float) -> jax.Array
 
 def wanted_reactive(s: Inverters, u: jax.Array, p: jax.Array, asked: jax.Array) -> jax.Array:
     """Reactive power before the limits, (n,) per unit of kva, from active power p in per unit of rated_kw."""
-    return jnp.select(
-        [s.mode == VOLT_VAR, s.mode == WATT_VAR, s.mode == CONSTANT_POWER_FACTOR],
-        [
-            piecewise(u, s.volt_var_v, s.volt_var_q, s.smooth),
-            piecewise(p, s.watt_var_p, s.watt_var_q, s.smooth),
-            p * s.rated_kw / s.kva * s.tangent,
-        ],
-        asked,
-    )
+    q = asked
+    if VOLT_VAR in s.used:
+        q = jnp.where(s.mode == VOLT_VAR, piecewise(u, s.volt_var_v, s.volt_var_q, s.smooth), q)
+    if WATT_VAR in s.used:
+        q = jnp.where(s.mode == WATT_VAR, piecewise(p, s.watt_var_p, s.watt_var_q, s.smooth), q)
+    if CONSTANT_POWER_FACTOR in s.used:
+        q = jnp.where(s.mode == CONSTANT_POWER_FACTOR, p * s.rated_kw / s.kva * s.tangent, q)
+    return q
 
 
 def capability(s: Inverters, p: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The largest reactive power injected and absorbed at p (n,), per unit of kva."""
+    if LOW_POWER not in s.used:
+        return s.most_injected, s.most_absorbed
     xs, ys = (jnp.tile(jnp.asarray(row, p.dtype), (p.shape[0], 1)) for row in (_LOW_POWER, _LOW_SHARE))
     share = jnp.where(s.reduced_at_low_power, piecewise(jnp.abs(p), xs, ys, s.smooth), 1.0)
     return share * s.most_injected, share * s.most_absorbed
@@ -138,9 +143,11 @@ def deliver(s: Inverters, p: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Ar
       q: (n,) wanted reactive power in per unit of kva.
     """
     whole = p * s.rated_kw / s.kva  # p in per unit of kva
-    ways = [_by_priority(s, p, whole, q), _in_proportion(s, whole, q), _along_curve(s, p, whole, q)]
-    cases = [(s.mode == VOLT_VAR) | (s.mode == CONSTANT_REACTIVE_POWER), s.mode == CONSTANT_POWER_FACTOR]
-    kw, kvar = (jnp.where(cases[0], a, jnp.where(cases[1], b, c)) for a, b, c in zip(*ways, strict=True))
+    kw, kvar = _by_priority(s, p, whole, q)
+    for mode, way in ((CONSTANT_POWER_FACTOR, _in_proportion), (WATT_VAR, _along_curve)):
+        if mode in s.used:
+            this = s.mode == mode
+            kw, kvar = (jnp.where(this, a, b) for a, b in zip(way(s, p, whole, q), (kw, kvar), strict=True))
     return kw * s.kva, kvar * s.kva
 
 
@@ -155,7 +162,7 @@ def _by_priority(s: Inverters, p: jax.Array, whole: jax.Array, q: jax.Array) -> 
     return whole, within(q, -room, room, s.smooth)
 
 
-def _in_proportion(s: Inverters, whole: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _in_proportion(s: Inverters, _: jax.Array, whole: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
     square = whole**2 + q**2
     factor = jnp.where(square > 1, 1 / jnp.sqrt(jnp.where(square > 1, square, 1.0)), 1.0)
     largest = jnp.where(q > 0, s.most_injected, s.most_absorbed)

@@ -22,6 +22,7 @@ from gridjax.layout import generators, rated_volts
 
 MODES = ("none", "constant reactive power", "constant power factor", "volt-var", "watt-var")
 NONE, CONSTANT_REACTIVE_POWER, CONSTANT_POWER_FACTOR, VOLT_VAR, WATT_VAR = range(len(MODES))
+VOLT_WATT, FREQUENCY_WATT, LOW_POWER = range(len(MODES), len(MODES) + 3)
 PRIORITIES = ("reactive", "minimum", "active")
 
 Curve = tuple[tuple[float, ...], tuple[float, ...]]
@@ -89,8 +90,10 @@ class Inverters:
       most_power, least_power: (n,) in per unit of rated_kw.
       droop, dead_band_hz: (n, 2) above and below the nominal frequency. nominal_hz: (n,).
       seconds: (n, 3) response times.
-      near_p, near_q: (n, n) about the terminal voltages' derivatives by p and q in per unit of kva; they shorten the
-        search for the fixed point and do not change it.
+      near: (n, 2 n) about the terminal voltages' derivatives by all p and all q in per unit of kva; it shortens the
+        search for the fixed point and does not change it.
+      used: which modes and functions occur (indices into `MODES`, VOLT_WATT, FREQUENCY_WATT, LOW_POWER); others are
+        left out of the calculation. Static.
       smooth: half width in per unit of the rounded corners of all curves and limits; 0 is exact. Static.
     """
 
@@ -120,8 +123,8 @@ class Inverters:
     dead_band_hz: jax.Array
     nominal_hz: jax.Array
     seconds: jax.Array
-    near_p: jax.Array
-    near_q: jax.Array
+    near: jax.Array
+    used: frozenset[int] = flax.struct.field(pytree_node=False)
     smooth: float = flax.struct.field(pytree_node=False, default=0.0)
 
 
@@ -154,9 +157,13 @@ def settings(feeder: Feeder, rules: Rule | Mapping[str, Rule], smooth: float = 0
     columns["mode"] = columns["mode"].astype(jnp.int32)
     for k in ("volt_watt", "frequency_watt", "reduced_at_low_power"):
         columns[k] = columns[k].astype(bool)
-    nothing = jnp.zeros((n, n), jnp.float32)
+    nothing = jnp.zeros((n, 2 * n), jnp.float32)
+    given = [r for r in rows if r["mode"] != NONE]
+    used = {int(r["mode"]) for r in given}
+    functions = {"volt_watt": VOLT_WATT, "frequency_watt": FREQUENCY_WATT, "reduced_at_low_power": LOW_POWER}
+    used |= {code for name, code in functions.items() if any(r[name] for r in given)}
     floating = {k: v.astype(jnp.result_type(float)) for k, v in columns.items() if v.dtype == np.float64}
-    return Inverters(**{**columns, **floating, **places}, near_p=nothing, near_q=nothing, smooth=float(smooth))
+    return Inverters(**{**columns, **floating, **places}, near=nothing, used=frozenset(used), smooth=float(smooth))
 
 
 _NOTHING = Generator("nothing", "nowhere.1", 1, "wye", 1.0, 1.0, 0.0, kva=1.0)

@@ -158,7 +158,7 @@ def powergym(
 
 
 def _weights(loss: float, discharge: float, energy: float) -> Weights:
-    return Weights(*(jnp.asarray(float(w)) for w in (loss, 1.0, 1 / 33, 1 / 33, discharge, energy)))
+    return Weights(*(jnp.asarray(w, float) for w in (loss, 1.0, 1 / 33, 1 / 33, discharge, energy)))
 
 
 def _phases(battery: Battery) -> int:
@@ -274,13 +274,13 @@ def _make(
     )  # fmt: skip
     params = VoltVarParams(
         grid=compile(feeder), multiplier=multiplier, weights=weights,
-        low=jnp.asarray(limits[0]), high=jnp.asarray(limits[1]),
+        low=jnp.asarray(limits[0], float), high=jnp.asarray(limits[1], float),
         tap_low=jnp.asarray([w.min_tap for w in tapped], float),
         tap_step=jnp.asarray([(w.max_tap - w.min_tap) / w.num_taps for w in tapped], float),
         regulator_place=jnp.argsort(jnp.asarray(order)), node_order=jnp.asarray(nodes),
         bus_nodes=jnp.asarray(_bus_nodes(feeder)), batteries=fleet.settings,
         battery_row=jnp.arange(fleet.first, fleet.first + len(fleet.names)), gain=jnp.asarray(fleet.gain, float),
-        kvar_per_kw=jnp.full(len(fleet.names), fleet.kvar_per_kw), hours=jnp.asarray(float(hours)),
+        kvar_per_kw=jnp.full(len(fleet.names), fleet.kvar_per_kw), hours=jnp.asarray(hours, float),
     )  # fmt: skip
     return env, params
 

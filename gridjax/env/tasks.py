@@ -1,0 +1,69 @@
+"""Environments by name, on shipped feeders and synthetic days.
+
+A name is `TASK-FEEDER-v0`: "VoltVar-ieee123-v0". The days are drawn once from a seed (`gridjax.days`), so many as
+`days` says, spread evenly over the year; those of another seed are days that were never seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gridjax import feeders
+from gridjax.days import region, shapes
+from gridjax.env.environment import Environment
+from gridjax.env.volt_var_tasks import powergym, volt_var
+from gridjax.feeder import Feeder
+
+FEEDERS = {
+    "VoltVar": ("ieee13", "ieee34", "ieee123", "ieee8500"),
+    "Powergym": ("ieee13", "ieee34", "ieee123", "ieee8500"),
+}
+VERSION = "v0"
+
+
+def names() -> tuple[str, ...]:
+    """All names that `make` knows."""
+    return tuple(f"{task}-{feeder}-{VERSION}" for task, known in FEEDERS.items() for feeder in known)
+
+
+def make(name: str, *, seed: int = 0, days: int = 100, hours: float = 1.0, **options: Any) -> tuple[Environment, Any]:
+    """An environment and its parameters.
+
+    Args:
+      name: one of `names()`.
+      seed: of the days.
+      days: how many different days episodes are drawn from.
+      hours: length of a step, a whole number of which make a day.
+      **options: of the task: for "VoltVar" those of `gridjax.env.volt_var_tasks.volt_var`, for "Powergym" those of
+        `gridjax.env.volt_var_tasks.powergym`.
+
+    Raises:
+      ValueError: an unknown name, or numbers that make no sense.
+    """
+    if name not in names():
+        raise ValueError(f"no environment {name!r}: choose one of {', '.join(names())}")
+    steps = round(24 / hours)
+    if days < 1 or steps < 1 or abs(steps * hours - 24) > 1e-9:
+        raise ValueError(f"{days} days of steps of {hours:g} h: take at least one day, and steps that divide 24 h")
+    task, feeder_name, _ = name.split("-")
+    feeder = feeders.load(feeder_name)
+    multiplier = multipliers(feeder, jax.random.key(seed), days, steps)
+    if task == "Powergym":
+        if hours != 1.0:
+            raise ValueError("powergym's steps are hours: leave `hours` at 1")
+        return powergym(feeder_name, multiplier, **options)
+    return volt_var(feeder, multiplier, hours=hours, **options)
+
+
+def multipliers(feeder: Feeder, key: jax.Array, days: int, steps: int) -> jax.Array:
+    """Factors on the loads' rated powers over days spread evenly over the year, (days, steps, loads)."""
+    place = region(feeder.replace(pv_systems=(), storages=()))
+    numbers = jnp.asarray(np.linspace(0, 365, days, endpoint=False).astype(np.int32))
+    column = np.asarray(place.kinds.load)
+    draw: Callable[[jax.Array], jax.Array] = jax.jit(lambda n: shapes(key, place, n, steps).p[:, column])
+    return jax.lax.map(draw, numbers)

@@ -1,4 +1,6 @@
-"""What photovoltaic systems and batteries deliver at nominal voltage, on the host.
+"""What photovoltaic systems and batteries deliver at nominal voltage.
+
+The formulas serve both the host and, as arrays, `gridjax.control.photovoltaic`.
 
 Photovoltaics, as OpenDSS's PVSystem (EPRI, "OpenDSS PVSystem and InvControl element models", 2011):
 
@@ -26,6 +28,7 @@ import math
 import numpy as np
 
 from gridjax.feeder import Matrix, PVSystem, Storage
+from gridjax.namespace import Array, namespace
 
 
 def curve_value(curve: Matrix | None, x: float) -> float:
@@ -33,10 +36,25 @@ def curve_value(curve: Matrix | None, x: float) -> float:
     if curve is None:
         return 1.0
     xs, ys = (np.asarray(row, dtype=np.float64) for row in curve)
-    if len(xs) == 1:
-        return float(ys[0])
-    i = int(np.clip(np.searchsorted(xs, x, side="right"), 1, len(xs) - 1))
-    return float(ys[i - 1] + (x - xs[i - 1]) * (ys[i] - ys[i - 1]) / (xs[i] - xs[i - 1]))
+    return float(curve_values(xs, ys, np.asarray(x, np.float64))) if len(xs) > 1 else float(ys[0])
+
+
+def curve_values(xs: Array, ys: Array, x: Array) -> Array:
+    """Curves through (xs, ys), (..., k) with k > 1, each at its x (...), extrapolated along their end segments."""
+    xp = namespace(xs, ys, x)
+    i = xp.clip(xp.sum(xs <= x[..., None], axis=-1), 1, xs.shape[-1] - 1)
+
+    def at(a, i):
+        return xp.take_along_axis(a, i[..., None], axis=-1)[..., 0]
+
+    x0, x1, y0, y1 = at(xs, i - 1), at(xs, i), at(ys, i - 1), at(ys, i)
+    return y0 + (x - x0) * (y1 - y0) / (x1 - x0)
+
+
+def inverter_kw(panel_kw: Array, efficiency: Array, most_kw: Array, on: Array) -> Array:
+    """What an inverter that is `on` makes of the panels' power."""
+    xp = namespace(panel_kw, efficiency, most_kw, on)
+    return xp.where(on, xp.minimum(efficiency * panel_kw, most_kw), 0.0)
 
 
 def pv_power(pv: PVSystem) -> tuple[float, float]:
@@ -53,10 +71,9 @@ def pv_power(pv: PVSystem) -> tuple[float, float]:
     """
     _check_pv(pv)
     panel_kw = pv.irradiance * pv.pmpp_kw * curve_value(pv.power_curve, pv.temperature_c)
-    kw = 0.0
-    if panel_kw >= pv.cut_out_percent / 100 * pv.kva:
-        ac_kw = panel_kw * curve_value(pv.efficiency_curve, panel_kw / pv.kva)
-        kw = min(ac_kw, pv.pmpp_percent / 100 * pv.pmpp_kw)
+    efficiency = curve_value(pv.efficiency_curve, panel_kw / pv.kva)
+    on = panel_kw >= pv.cut_out_percent / 100 * pv.kva
+    kw = float(inverter_kw(panel_kw, efficiency, pv.pmpp_percent / 100 * pv.pmpp_kw, on))
     injected = pv.kva if pv.kvar_max is None else pv.kvar_max
     absorbed = injected if pv.kvar_max_abs is None else pv.kvar_max_abs
     return _within_rating(kw, min(max(pv.kvar, -absorbed), injected), pv.kva, pv.watt_priority)

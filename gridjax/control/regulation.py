@@ -232,7 +232,7 @@ def _searcher(tol: float, limit: int, method: str):
 
 
 def _powers(s: Inverters, points: OperatingPoint, *f_hz: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    """The map x = h(u) for a batch: (batch, n) voltages to (batch, 2 n) active and reactive powers in per unit of kva."""
+    """The map x = h(u) for a batch: (batch, n) voltages to (batch, 2 n) active and reactive powers per unit."""
 
     def of(u, p, q, *f):
         kw, kvar = respond(s, u, p, q, *f)

@@ -107,9 +107,9 @@ def available(
     )
     panel_kw = irradiance * p.pmpp_kw * curve_values(p.temperature_c, p.temperature_factor, temperature_c)
     was_on = jnp.ones(p.kva.shape, bool) if on is None else on
-    on = panel_kw >= jnp.where(was_on, p.cut_out_kw, p.cut_in_kw)
+    now_on = panel_kw >= jnp.where(was_on, p.cut_out_kw, p.cut_in_kw)
     efficiency = curve_values(p.loading, p.efficiency, panel_kw / p.kva)
-    return inverter_kw(panel_kw, efficiency, p.most_kw, on), on
+    return inverter_kw(panel_kw, efficiency, p.most_kw, now_on), now_on
 
 
 def with_available(p: Panels, point: OperatingPoint, kw: jax.Array) -> OperatingPoint:

@@ -7,8 +7,8 @@
 # $$x = h(u(x);\,\theta).$$
 #
 # The parameters $\theta$ of the curves are tuned by gradient descent through that fixed point (implicit function
-# theorem, `inverters.droop_setpoints`) and through the power flow, over a sample of days of a synthetic year; all other
-# days judge the result.
+# theorem, `gridjax.control.regulation.regulate`), over a sample of days of a synthetic year; all other days judge the
+# result.
 #
 #     python examples/droop_tuning.py --feeder ieee123 --steps 60 --out docs/examples
 
@@ -52,6 +52,8 @@ import inverters
 from inverters import CATEGORY_A, CATEGORY_B, NO_CONTROL, Fleet
 
 import gridjax
+from gridjax.control.regulation import regulate
+from gridjax.control.settings import Inverters
 
 UNIT_PU = 0.01  # voltages beyond a limit count in this unit in the objective
 VIOLATION_PU = 1e-4  # what counts as a violation in the table
@@ -155,13 +157,13 @@ def from_category_b() -> jax.Array:
 # %%
 @flax.struct.dataclass
 class Study:
-    """What all hours share: grid, inverters, limits (nodes,), du/dx (m, m) nearby, and P_0 in kW."""
+    """What all hours share: grid, inverters, limits (nodes,), the inverters' settings, and P_0 in kW."""
 
     grid: gridjax.Grid
     fleet: Fleet
     low: jax.Array
     high: jax.Array
-    near: jax.Array
+    settings: Inverters
     scale_kw: jax.Array
 
 
@@ -175,36 +177,29 @@ class Hour:
     converged: jax.Array
 
 
-def outcome(study: Study, point: gridjax.OperatingPoint, x: jax.Array, gap: jax.Array) -> Hour:
-    """The hour at set-points x (m,)."""
-    at = inverters.with_setpoints(study.fleet, point, x)
-    flow = gridjax.solve(study.grid, at, tol=1e-10)
+def outcome(study: Study, point: gridjax.OperatingPoint, curve: jax.Array) -> Hour:
+    """The hour with the inverters at rest on curves (m, 6); differentiable."""
+    at, flow = regulate(study.grid, point, inverters.with_droop(study.settings, curve))
     loss, v = gridjax.losses(study.grid, at, flow).real, jnp.abs(flow.v)
     beyond = jnp.maximum(jnp.maximum(study.low - v, v - study.high), 0.0) / UNIT_PU
     value = loss / study.scale_kw + jnp.sum(beyond**2)
-    return Hour(value, loss, v, flow.converged & (gap <= inverters.GAP))
+    return Hour(value, loss, v, flow.converged)
+
+
+def curve_for_all(study: Study, curve: tuple[float, ...] | jax.Array) -> jax.Array:
+    """One curve for all inverters, (m, 6)."""
+    return jnp.tile(jnp.asarray(curve, float), (study.fleet.kva.shape[0], 1))
 
 
 @jax.jit
 def simulate(study: Study, points: gridjax.OperatingPoint, curve: jax.Array) -> Hour:
-    """All hours of a batch under curves (m, 6), without derivatives."""
-
-    def one(point):
-        x, gap, _ = inverters.settle(study.grid, study.fleet, point, curve, study.near)
-        return outcome(study, point, x, gap)
-
-    return jax.vmap(one)(points)
+    """All hours of a batch under curves (m, 6)."""
+    return jax.vmap(outcome, in_axes=(None, 0, None))(study, points, curve)
 
 
 def mean_objective(z: jax.Array, study: Study, points: gridjax.OperatingPoint) -> jax.Array:
     """The objective of free numbers z (m, 7) over a batch of hours; differentiable."""
-    curve = to_curve(z)
-
-    def one(point):
-        x, gap = inverters.droop_setpoints(study.grid, study.fleet, point, curve, study.near)
-        return outcome(study, point, x, gap).objective
-
-    return jnp.mean(jax.vmap(one)(points))
+    return jnp.mean(jax.vmap(outcome, in_axes=(None, 0, None))(study, points, to_curve(z)).objective)
 
 
 value_and_gradient = jax.jit(jax.value_and_grad(mean_objective))
@@ -284,7 +279,7 @@ def build(name: str, seed: int) -> tuple[gridjax.Feeder, Study, str]:
     feeder, fleet = inverters.place(gridjax.feeders.load(name), seed)
     grid = gridjax.compile(feeder)
     low, high, words = inverters.limits(feeder)
-    return feeder, Study(grid, fleet, low, high, inverters.sensitivity(grid, fleet), jnp.ones(())), words
+    return feeder, Study(grid, fleet, low, high, inverters.volt_var(feeder, grid), jnp.ones(())), words
 
 
 def run(options: argparse.Namespace, console: Console) -> tuple[dict, dict]:
@@ -298,7 +293,7 @@ def run(options: argparse.Namespace, console: Console) -> tuple[dict, dict]:
 
     train_days, test_days = split_days(options.seed, options.train_days, options.test_days)
     train, test = (((days - 1)[:, None] * 24 + np.arange(24)).ravel() for days in (train_days, test_days))
-    idle, _ = judge(study, hours, train, inverters.curves(study.fleet, NO_CONTROL), options.chunk)
+    idle, _ = judge(study, hours, train, curve_for_all(study, NO_CONTROL), options.chunk)
     study = dataclasses.replace(study, scale_kw=jnp.asarray(idle["mean_loss_kw"], float))
     began = time.perf_counter()
     shared, history = tune(study, hours, train, from_category_b()[None], options, console, "one curve for all")
@@ -306,10 +301,10 @@ def run(options: argparse.Namespace, console: Console) -> tuple[dict, dict]:
     own, more = tune(study, hours, train, each, options, console, "a curve for each")
     seconds = time.perf_counter() - began
     ways = {
-        "no control": inverters.curves(study.fleet, NO_CONTROL),
-        "1547 category A": inverters.curves(study.fleet, CATEGORY_A),
-        "1547 category B": inverters.curves(study.fleet, CATEGORY_B),
-        "tuned, one for all": inverters.curves(study.fleet, to_curve(shared[0])),
+        "no control": curve_for_all(study, NO_CONTROL),
+        "1547 category A": curve_for_all(study, CATEGORY_A),
+        "1547 category B": curve_for_all(study, CATEGORY_B),
+        "tuned, one for all": curve_for_all(study, to_curve(shared[0])),
         "tuned, one for each": to_curve(own),
     }
     table, extremes = {}, {}
@@ -342,7 +337,7 @@ def draw_picture(result: dict, arrays: dict, path: Path) -> None:
     for way in list(arrays["ways"])[1:]:
         each = way.endswith("each")
         for k, row in enumerate(arrays["ways"][way] if each else arrays["ways"][way][:1]):
-            asked = inverters.droop(jnp.tile(row, (len(u), 1)), jnp.asarray(u), jnp.ones(len(u)))
+            asked = np.interp(u, row[:4], [row[4], 0.0, 0.0, -row[5]])
             width, label = (0.6, way if k == 0 else None) if each else (1.8, way)
             left.plot(u, asked, color=colours[way], linewidth=width, label=label, zorder=1 if each else 2)
     left.set(xlabel="terminal voltage, pu", ylabel="reactive power over rating", title="curves")

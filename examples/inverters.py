@@ -1,14 +1,10 @@
-"""Photovoltaic inverters on a shipped feeder, their volt-var droop, and OpenDSS's InvControl beside it.
+"""Photovoltaic inverters on a shipped feeder, and OpenDSS's InvControl beside gridjax's.
 
 Shared by `volt_var_dispatch.py` and `droop_tuning.py`. Set-points x are reactive powers in per unit of each inverter's
-rating s, positive when injected; an inverter that delivers p has room for `|x| <= sqrt(1 - (p/s)^2)` (active power goes
-first). The droop of IEEE 1547-2018, 5.3.3, is the piecewise linear function through (V1, Q1), (V2, 0), (V3, 0) and
-(V4, -Q4) of the mean u of the terminal's phase voltages, in per unit of the inverter's rated voltage. With u itself a
-function of x through the power flow, an inverter rests at the fixed point
-
-    x = h(u(x); curve),          d x = (1 - D S)^-1 (dh/dcurve) dcurve,     D = dh/du,  S = du/dx,
-
-whose derivative is taken by the implicit function theorem.
+rating s, positive when injected; an inverter that delivers p has room for `|x| <= sqrt(1 - (p/s)^2)` (active power
+goes first). The droop of IEEE 1547-2018, 5.3.3, is the piecewise linear function through (V1, Q1), (V2, 0), (V3, 0)
+and (V4, -Q4) of the mean of the terminal's phase voltages, in per unit of the inverter's rated voltage. Inverters rest
+where droop and power flow agree: `gridjax.control.regulation`.
 """
 
 from __future__ import annotations
@@ -17,9 +13,7 @@ import dataclasses
 import os
 import platform
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import flax.struct
 import jax
@@ -27,7 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import gridjax
-from gridjax.feeder import Feeder, PVSystem, split_terminal
+from gridjax.control.fleet import add_fleet
+from gridjax.control.regulation import inverters as settings_of
+from gridjax.control.settings import Inverters, Rule, replace_volt_var
+from gridjax.feeder import Feeder, split_terminal
 
 # IEEE 1547-2018, table 8: V1, V2, V3, V4 in per unit, Q1 injected and Q4 absorbed in per unit of the rating.
 CATEGORY_A = (0.90, 1.00, 1.00, 1.10, 0.25, 0.25)
@@ -37,7 +34,6 @@ NO_CONTROL = (0.92, 0.98, 1.02, 1.08, 0.0, 0.0)
 PENETRATION = {"ieee13": 0.6, "ieee123": 1.0, "european_lv": 2.2}
 HIGHEST_TAP = 1.0125  # of regulators: two steps up
 OFF_LOAD_TAP = 0.975  # 252 V without load, as published, leaves 1 V below EN 50160's limit; this leaves 7
-GAP = 1e-8  # at a fixed point, in per unit of a rating
 RATING = 1.1  # kVA over peak kW: at full sun an inverter keeps sqrt(1.1^2 - 1)/1.1 = 0.42 for reactive power
 
 
@@ -49,13 +45,11 @@ class Fleet:
       peak_kw: (m,) power at full sun.
       kva: (m,) rating s.
       nodes: (m, 3) nodes of the terminal; one-phase inverters repeat theirs.
-      ratio: (m,) the bus's base voltage over the inverter's rated voltage.
     """
 
     peak_kw: jax.Array
     kva: jax.Array
     nodes: jax.Array
-    ratio: jax.Array
 
 
 def place(feeder: Feeder, seed: int, share: float = 0.5) -> tuple[Feeder, Fleet]:
@@ -77,25 +71,14 @@ def place(feeder: Feeder, seed: int, share: float = 0.5) -> tuple[Feeder, Fleet]
     """
     if feeder.name not in PENETRATION:
         raise ValueError(f"no penetration is known for {feeder.name!r}: choose one of {', '.join(PENETRATION)}")
-    rng = np.random.default_rng(seed)
-    loads = [load for load in feeder.loads if load.connection == "wye" and load.bus.endswith(".0")]
-    chosen = np.sort(rng.choice(len(loads), max(2, round(share * len(loads))), replace=False))
-    size = rng.uniform(0.5, 1.5, len(chosen))
-    peak = PENETRATION[feeder.name] * sum(load.kw for load in feeder.loads) * size / size.sum()
+    at = [load.name for load in feeder.loads if load.connection == "wye" and load.bus.endswith(".0")]
+    count = max(2, round(share * len(at)))
+    placed = add_fleet(feeder, seed, count=count, penetration=PENETRATION[feeder.name], rating=RATING, at=at)
+    peak, kva = (jnp.asarray([getattr(pv, k) for pv in placed.pv_systems]) for k in ("pmpp_kw", "kva"))
     number = {name: i for i, name in enumerate(feeder.node_names)}
-    base = {bus.name: bus.base_kv for bus in feeder.buses}
-    systems, nodes, ratio = [], [], []
-    for i, (k, kw) in enumerate(zip(chosen, peak, strict=True)):
-        at = loads[k]
-        bus, phases = split_terminal(at.bus)
-        here = [number[f"{bus}.{n}"] for n in phases if n]
-        nodes.append((here * 3)[:3])
-        ratio.append(base[bus] * (np.sqrt(3) if at.phases > 1 else 1.0) / at.kv)
-        pv = PVSystem(f"pv{i}", at.bus, at.phases, "wye", at.kv, RATING * float(kw), float(kw), watt_priority=True)
-        # They run at any irradiance, and at constant power at any voltage met here.
-        systems.append(dataclasses.replace(pv, cut_in_percent=0.0, cut_out_percent=0.0, vmin_pu=0.5, vmax_pu=1.5))
-    fleet = Fleet(*map(jnp.asarray, (peak, RATING * peak, nodes, ratio)))
-    return lower_taps(feeder).replace(pv_systems=tuple(systems)), fleet
+    terminals = [split_terminal(pv.bus) for pv in placed.pv_systems]
+    nodes = [([number[f"{bus}.{n}"] for n in phases if n] * 3)[:3] for bus, phases in terminals]
+    return lower_taps(placed), Fleet(peak, kva, jnp.asarray(nodes))
 
 
 def lower_taps(feeder: Feeder) -> Feeder:
@@ -135,141 +118,29 @@ def room(fleet: Fleet, point: gridjax.OperatingPoint) -> jax.Array:
     return jnp.sqrt(jnp.maximum(1.0 - (point.generation_kw / fleet.kva) ** 2, 0.0))
 
 
-def terminal_voltages(fleet: Fleet, v: jax.Array) -> jax.Array:
-    """Mean phase-voltage magnitude at each inverter, (m,) in per unit of its rated voltage."""
-    return jnp.mean(jnp.abs(v[fleet.nodes]), axis=1) * fleet.ratio
+def volt_var(feeder: Feeder, grid: gridjax.Grid, curve: tuple[float, ...] = CATEGORY_B) -> Inverters:
+    """All inverters on one droop, active power first: the settings for `gridjax.control.regulation.regulate`."""
+    return with_droop(settings_of(feeder, grid, Rule(priority="active")), jnp.asarray(curve))
 
 
-def droop(curve: jax.Array, u: jax.Array, largest: jax.Array) -> jax.Array:
-    """The reactive power that the curve asks for, (m,).
-
-    Args:
-      curve: (m, 6) V1, V2, V3, V4, Q1, Q4; V1 < V2 <= V3 < V4.
-      u: (m,) terminal voltages.
-      largest: (m,) room for reactive power.
-    """
-    v1, v2, v3, v4, q1, q4 = curve.T
-    injected = q1 * jnp.clip((v2 - u) / (v2 - v1), 0.0, 1.0)
-    absorbed = q4 * jnp.clip((u - v3) / (v4 - v3), 0.0, 1.0)
-    return jnp.clip(injected - absorbed, -largest, largest)
-
-
-def curves(fleet: Fleet, curve: Any) -> jax.Array:
-    """One curve for all inverters, (m, 6)."""
-    return jnp.tile(jnp.asarray(curve, fleet.kva.dtype), (fleet.kva.shape[0], 1))
-
-
-def sensitivity(grid: gridjax.Grid, fleet: Fleet, step: float = 0.05) -> jax.Array:
-    """du/dx at the nominal point without reactive power, (m, m), by central differences in one batch.
-
-    It hardly changes from scenario to scenario and serves as a preconditioner, so its error costs iterations only.
-    """
-    idle = dataclasses.replace(grid.nominal, generation_kw=0.5 * fleet.peak_kw)
-
-    def voltages(x):
-        return terminal_voltages(fleet, gridjax.solve(grid, with_setpoints(fleet, idle, x)).v)
-
-    steps = step * jnp.eye(fleet.kva.shape[0])
-    u = jax.jit(jax.vmap(voltages))(jnp.concatenate([steps, -steps]))
-    ahead, behind = jnp.split(u, 2)
-    return (ahead - behind).T / (2 * step)
-
-
-def _refine(matvec: Callable[[jax.Array], jax.Array], right: jax.Array, near: jax.Array) -> jax.Array:
-    """Solves `matvec(z) = right` to 1e-8 by refinement with the nearby matrix `near`."""
-
-    def body(carry):
-        z, residual, count = carry
-        z = z + jnp.linalg.solve(near, residual[:, None])[:, 0]
-        return z, right - matvec(z), count + 1
-
-    def going(carry):
-        return (jnp.max(jnp.abs(carry[1])) > 1e-8 * jnp.max(jnp.abs(right))) & (carry[2] < 30)
-
-    return jax.lax.while_loop(going, body, (jnp.zeros_like(right), right, jnp.zeros((), jnp.int32)))[0]
-
-
-def settle(
-    grid: gridjax.Grid, fleet: Fleet, point: gridjax.OperatingPoint, curve: jax.Array, near: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Where the droop and the power flow agree, in one scenario; without derivatives (see `droop_setpoints`).
-
-    Semismooth Newton (L. Qi and J. Sun, 1993) with `near` for S; the step is halved where the gap does not shrink.
-
-    Args:
-      grid: with the inverters.
-      fleet: the inverters.
-      point: loads and active powers; its reactive generation is ignored.
-      curve: (m, 6), see `droop`.
-      near: du/dx or close to it, from `sensitivity`.
-
-    Returns:
-      Set-points x (m,), the gap that is left in per unit of a rating, and the number of power flows.
-    """
-    largest = room(fleet, point)
-
-    def body(carry):
-        x, last, step, count = carry
-        asked, slope = _droop_and_slope(curve, _voltages_at(grid, fleet, point, x), largest)
-        gap = jnp.max(jnp.abs(asked - x))
-        step = jnp.where(gap > 0.9 * last, jnp.maximum(step / 2, 1 / 16), 1.0)
-        further = step * jnp.linalg.solve(jnp.eye(x.shape[0]) - slope[:, None] * near, (asked - x)[:, None])[:, 0]
-        return jnp.where(gap <= GAP, x, x + further), gap, step, count + 1
-
-    def going(carry):
-        return (carry[1] > GAP) & (carry[3] < 60)
-
-    infinite = jnp.asarray(jnp.inf, fleet.kva.dtype)
-    begin = (jnp.zeros_like(fleet.kva), infinite, jnp.ones_like(infinite), jnp.zeros((), jnp.int32))
-    x, gap, _, count = jax.lax.while_loop(going, body, begin)
-    return x, gap, count
-
-
-def _voltages_at(grid: gridjax.Grid, fleet: Fleet, point: gridjax.OperatingPoint, x: jax.Array) -> jax.Array:
-    """u(x), (m,)."""
-    return terminal_voltages(fleet, gridjax.solve(grid, with_setpoints(fleet, point, x), tol=1e-10).v)
-
-
-def _droop_and_slope(curve: jax.Array, u: jax.Array, largest: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """h(u) and the diagonal of D, (m,) each."""
-    return jax.jvp(lambda u: droop(curve, u, largest), (u,), (jnp.ones_like(u),))
-
-
-def droop_setpoints(
-    grid: gridjax.Grid, fleet: Fleet, point: gridjax.OperatingPoint, curve: jax.Array, near: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """As `settle`, with the derivative by the curve: set-points x (m,), and the gap that is left.
-
-    Guarantees:
-      x has the derivative of the fixed point with respect to `curve`, forward and reverse, away from the curve's
-      corners and where the gap is at most `GAP`. The grid and the point count as constants.
-    """
-    grid, point, fixed_curve = jax.lax.stop_gradient((grid, point, curve))
-    x, gap, _ = jax.lax.stop_gradient(settle(grid, fleet, point, fixed_curve, near))
-    linearized: Any = jax.linearize(lambda x: _voltages_at(grid, fleet, point, x), x)
-    u, du_dx = linearized
-    largest = room(fleet, point)
-    _, slope = _droop_and_slope(fixed_curve, u, largest)
-    matrix = jnp.eye(x.shape[0]) - slope[:, None] * near
-    # x + z with (1 - D S) z = h(u, curve) - h(u, curve as a constant): z is 0, and has the derivative that we want.
-    z = jax.lax.custom_linear_solve(
-        lambda d: d - slope * du_dx(d),
-        droop(curve, u, largest) - droop(fixed_curve, u, largest),
-        lambda f, b: _refine(f, b, matrix),
-        lambda f, b: _refine(f, b, matrix.T),
-    )
-    return x + z, gap
+def with_droop(settings: Inverters, curve: jax.Array) -> Inverters:
+    """The settings with other droops: V1, V2, V3, V4, Q1, Q4 in (m, 6) or (6,)."""
+    zero = jnp.zeros_like(curve[..., 4])
+    return replace_volt_var(settings, curve[..., :4], jnp.stack([curve[..., 4], zero, zero, -curve[..., 5]], axis=-1))
 
 
 class InvControl:
-    """OpenDSS's engine with the same inverters under its own InvControl in VOLTVAR mode; its regulators rest.
+    """OpenDSS's engine with the same inverters under its own InvControl; its regulators rest.
 
     Args:
       feeder: with `pv_systems`.
-      curve: V1, V2, V3, V4, Q1, Q4 for all inverters.
+      curve: V1, V2, V3, V4, Q1, Q4 of volt-var for all inverters; None for none.
+      volt_watt: V1, V2, P1, P2 of volt-watt for all inverters, P in per unit of the peak power; None for none.
     """
 
-    def __init__(self, feeder: Feeder, curve: tuple[float, ...]) -> None:
+    def __init__(
+        self, feeder: Feeder, curve: tuple[float, ...] | None, volt_watt: tuple[float, ...] | None = None
+    ) -> None:
         from dss import DSS
 
         self.feeder, self.engine = feeder, DSS.NewContext()
@@ -281,12 +152,21 @@ class InvControl:
             self._run(f"edit regcontrol.{regulator.name} enabled=no")
         for control in feeder.capacitor_controls:
             self._run(f"edit capcontrol.{control.name} enabled=no")
-        v1, v2, v3, v4, q1, q4 = curve
-        self._run(f"new xycurve.droop npts=6 xarray=[0.5 {v1} {v2} {v3} {v4} 1.5] yarray=[{q1} {q1} 0 0 -{q4} -{q4}]")
+        modes = []
+        if curve is not None:
+            v1, v2, v3, v4, q1, q4 = curve
+            corners = f"xarray=[0.5 {v1} {v2} {v3} {v4} 1.5] yarray=[{q1} {q1} 0 0 -{q4} -{q4}]"
+            self._run(f"new xycurve.droop npts=6 {corners}")
+            modes.append("vvc_curve1=droop refreactivepower=VARMAX deltaq_factor=0.4")
+        if volt_watt is not None:
+            v1, v2, p1, p2 = volt_watt
+            self._run(f"new xycurve.watts npts=4 xarray=[0.5 {v1} {v2} 1.5] yarray=[{p1} {p1} {p2} {p2}]")
+            modes.append("voltwatt_curve=watts voltwattyaxis=PMPPPU deltap_factor=0.4")
+        kind = "combimode=VV_VW" if len(modes) == 2 else "mode=VOLTVAR" if curve is not None else "mode=VOLTWATT"
         names = " ".join(f"pvsystem.{pv.name}" for pv in feeder.pv_systems)
         self._run(
-            f"new invcontrol.fleet derlist=[{names}] mode=VOLTVAR vvc_curve1=droop voltage_curvex_ref=rated "
-            "refreactivepower=VARMAX deltaq_factor=0.4 voltagechangetolerance=1e-8 varchangetolerance=1e-8"
+            f"new invcontrol.fleet derlist=[{names}] {kind} {' '.join(modes)} voltage_curvex_ref=rated "
+            "voltagechangetolerance=1e-8 varchangetolerance=1e-8 activepchangetolerance=1e-8"
         )
         for line in ("controlmode=static", "maxcontroliter=2000", "tolerance=1e-10", "maxiterations=1000"):
             self._run(f"set {line}")

@@ -112,14 +112,6 @@ def test_droop_is_opendss_invcontrol(study):
     assert np.abs(x).max() > 0.02, "the droop did nothing to compare"
 
 
-def test_droop_by_hand():
-    curve = jnp.tile(jnp.array(inverters.CATEGORY_B), (7, 1))
-    u = jnp.array([0.90, 0.92, 0.95, 1.0, 1.05, 1.08, 1.10])
-    free = inverters.droop(curve, u, jnp.ones(7))
-    np.testing.assert_allclose(free, [0.44, 0.44, 0.22, 0.0, -0.22, -0.44, -0.44], atol=1e-12)
-    np.testing.assert_allclose(inverters.droop(curve, u, jnp.full(7, 0.3)), jnp.clip(free, -0.3, 0.3))
-
-
 def test_inverters_are_placed_by_the_seed_with_the_penetration_that_is_asked_for():
     base = gridjax.feeders.ieee123()
     feeder, fleet = inverters.place(base, 3)

@@ -225,25 +225,37 @@ def as_they_are(settings: CapacitorControls, capacitor: jax.Array) -> Banks:
 
 def quantity(settings: CapacitorControls, reading: Reading, hour: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What each control compares, its voltage, and the kvar into its terminal; (controls,) each."""
-    volts = jnp.abs(reading.volts[settings.plus] - reading.volts[settings.minus]) / settings.pt_ratio
+    volts = _size(reading.volts[settings.plus] - reading.volts[settings.minus]) / settings.pt_ratio
     x, s = volts, reading.powers[settings.power]
     if "current" in settings.kinds:
-        x = jnp.where(settings.kind == 1, jnp.abs(reading.amps[settings.amps]) / settings.ct_ratio, x)
+        x = jnp.where(settings.kind == 1, _size(reading.amps[settings.amps]) / settings.ct_ratio, x)
     kvar = s.imag / 1e3
     if "kvar" in settings.kinds:
         x = jnp.where(settings.kind == 2, kvar, x)
     if "pf" in settings.kinds:
-        apparent = jnp.abs(jnp.where(s == 0, 1.0, s))
-        factor = jnp.where(s == 0, 1.0, jnp.abs(s.real) / apparent)
+        factor = jnp.where(s == 0, 1.0, jnp.abs(s.real) / _size(jnp.where(s == 0, 1.0, s)))
         x = jnp.where(settings.kind == 3, jnp.where(s.imag < 0, 2.0 - factor, factor), x)
     if "time" in settings.kinds:
         x = jnp.where(settings.kind == 4, hour, x)
     return x, volts, kvar
 
 
+def _size(z: jax.Array) -> jax.Array:
+    """|z| with derivative zero at zero, where nothing is measured."""
+    return jnp.where(z == 0, 0.0, jnp.abs(jnp.where(z == 0, 1.0, z)))
+
+
 def hour_of_day(hour: jax.Array) -> jax.Array:
     """Hours in (0, 24]; 0 only at the very beginning."""
     return hour - 24.0 * jnp.maximum(jnp.ceil(hour / 24.0) - 1.0, 0.0)
+
+
+def by_the_clock(settings: CapacitorControls, hour: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Whether the hour of the day calls for the bank, and whether it calls it off; (controls,) each."""
+    on, off = settings.on, settings.off
+    same_day = off > on
+    within = (hour >= on) & (hour < jnp.where(same_day, off, 24.0))
+    return within, jnp.where(same_day, (hour >= off) | (hour < on), (hour >= off) & (hour < on))
 
 
 def sample(settings: CapacitorControls, now: Banks, reading: Reading, hour: jax.Array) -> Banks:
@@ -260,9 +272,8 @@ def sample(settings: CapacitorControls, now: Banks, reading: Reading, hour: jax.
         first = first & ~(pf & (kvar <= settings.kvar / 2))
         more = more & ~(pf & (kvar <= settings.kvar / settings.count / 2))
     if "time" in settings.kinds:
-        time, same_day = settings.kind == 4, off > on
-        within = (x >= on) & (x < jnp.where(same_day, off, 24.0))
-        without = jnp.where(same_day, (x >= off) | (x < on), (x >= off) & (x < on))
+        time = settings.kind == 4
+        within, without = by_the_clock(settings, hour)
         first, more, less = (jnp.where(time, t, a) for t, a in ((within, first), (within, more), (without, less)))
     room = now.steps < settings.count
     # A closed bank with room keeps what it asked for before, but for the kind voltage: so does the engine.

@@ -156,7 +156,7 @@ def settle(
       scenario depends on another.
     """
     state = _later(switching, state, seconds)
-    return _repeat(grid, point, switching, state, solver, _hour(switching, hour), False, differentiable)
+    return _repeat(grid, point, switching, state, solver, hour_of(switching, hour), False, differentiable)
 
 
 def advance(
@@ -192,10 +192,15 @@ def advance(
       As `settle`.
     """
     state = _later(switching, state, seconds)
-    return _repeat(grid, point, switching, state, solver, _hour(switching, hour), True, differentiable)
+    return _repeat(grid, point, switching, state, solver, hour_of(switching, hour), True, differentiable)
 
 
-def _hour(switching: Switching, hour: jax.Array | float | None) -> jax.Array:
+def hour_of(switching: Switching, hour: jax.Array | float | None) -> jax.Array:
+    """The hour of the day in (0, 24]; any, where no control goes by it.
+
+    Raises:
+      ValueError: there are time controls, and `hour` is None.
+    """
     if hour is None and "time" in switching.capacitors.kinds:
         raise ValueError("a capacitor control goes by the time of day: give `hour`")
     return capacitors.hour_of_day(jnp.asarray(0.0 if hour is None else hour, switching.capacitors.on.dtype))

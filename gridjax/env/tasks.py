@@ -15,6 +15,7 @@ import numpy as np
 
 from gridjax import feeders
 from gridjax.days import region, shapes
+from gridjax.env.der_tasks import der_control
 from gridjax.env.environment import Environment
 from gridjax.env.volt_var_tasks import powergym, volt_var
 from gridjax.feeder import Feeder
@@ -22,6 +23,7 @@ from gridjax.feeder import Feeder
 FEEDERS = {
     "VoltVar": ("ieee13", "ieee34", "ieee123", "ieee8500"),
     "Powergym": ("ieee13", "ieee34", "ieee123", "ieee8500"),
+    "DerControl": ("ieee13", "ieee34", "ieee123", "european_lv", "ieee8500"),
 }
 VERSION = "v0"
 
@@ -40,7 +42,7 @@ def make(name: str, *, seed: int = 0, days: int = 100, hours: float = 1.0, **opt
       days: how many different days episodes are drawn from.
       hours: length of a step, a whole number of which make a day.
       **options: of the task: for "VoltVar" those of `gridjax.env.volt_var_tasks.volt_var`, for "Powergym" those of
-        `gridjax.env.volt_var_tasks.powergym`.
+        `gridjax.env.volt_var_tasks.powergym`, for "DerControl" those of `gridjax.env.der_tasks.der_control`.
 
     Raises:
       ValueError: an unknown name, or numbers that make no sense.
@@ -52,6 +54,8 @@ def make(name: str, *, seed: int = 0, days: int = 100, hours: float = 1.0, **opt
         raise ValueError(f"{days} days of steps of {hours:g} h: take at least one day, and steps that divide 24 h")
     task, feeder_name, _ = name.split("-")
     feeder = feeders.load(feeder_name)
+    if task == "DerControl":
+        return der_control(feeder, jax.random.key(seed), days=days, hours=hours, **options)
     multiplier = multipliers(feeder, jax.random.key(seed), days, steps)
     if task == "Powergym":
         if hours != 1.0:

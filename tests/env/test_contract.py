@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import gridjax
+from gridjax.env.der_tasks import der_control
 from gridjax.env.environment import rollout, where_any
 from gridjax.env.volt_var_tasks import powergym, volt_var
 
-STEPS = 3
+STEPS = 4
 
 
 def days(loads, seed=0):
@@ -21,7 +22,15 @@ def days(loads, seed=0):
 MAKERS = {
     "volt_var": lambda: volt_var(gridjax.feeders.ieee13(), days(15), actions="continuous"),
     "powergym": lambda: powergym("ieee13", days(15)),
+    "der_control": lambda: der_control(gridjax.feeders.ieee13(), jax.random.key(0), days=4, hours=24 / STEPS),
 }
+
+
+def with_loads(params, factor):
+    """The parameters with all loads times a factor."""
+    if hasattr(params, "multiplier"):
+        return dataclasses.replace(params, multiplier=params.multiplier * factor)
+    return dataclasses.replace(params, days=dataclasses.replace(params.days, load_kw=params.days.load_kw * factor))
 
 
 @pytest.fixture(scope="module", params=list(MAKERS))
@@ -91,7 +100,8 @@ def test_same_key_same_bits_and_vmap_is_a_loop(made, walked):
 def test_a_failed_power_flow_ends_the_episode_and_invents_nothing(made, walked):
     env, params = made
     obs, state, action, _ = walked[0]
-    hopeless = dataclasses.replace(params, multiplier=params.multiplier * jnp.nan)
+    nominal = dataclasses.replace(params.grid.nominal, source_pu=params.grid.nominal.source_pu * jnp.nan)
+    hopeless = dataclasses.replace(params, grid=params.grid.replace(nominal=nominal))
     step = jax.jit(env.step)
     _, _, reward, cost, terminated, truncated, info = step(jax.random.key(3), state, action, hopeless)
     assert bool(terminated) and not bool(truncated) and not bool(info["solved"])
@@ -106,8 +116,7 @@ def test_rewards_and_costs_have_derivatives(made, walked):
 
     @jax.jit
     def reward(scale):
-        moved = dataclasses.replace(params, multiplier=params.multiplier * scale)
-        return env.step(jax.random.key(0), state, action, moved)[2]
+        return env.step(jax.random.key(0), state, action, with_loads(params, scale))[2]
 
     slope, step = float(jax.jit(jax.grad(reward))(1.0)), 1e-5
     assert slope == pytest.approx(float(reward(1 + step) - reward(1 - step)) / (2 * step), rel=1e-3, abs=1e-6)

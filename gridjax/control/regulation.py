@@ -30,42 +30,31 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
+from gridjax.control.fixed_point import (
+    KRYLOV,
+    Rest,
+    flow_tolerance,
+    powers_of,
+    residuals,
+    searcher,
+    times_near,
+    voltages_at,
+)
 from gridjax.control.inverters import respond, terminal_voltages
 from gridjax.control.settings import NONE, Inverters, Rule, settings
 from gridjax.feeder import Feeder
 from gridjax.grid import Grid, OperatingPoint
-from gridjax.powerflow.chunks import batched
 from gridjax.powerflow.solve import PowerFlow, solve
 
 GAP = 1e-8  # at rest, in per unit of a rating
 FLOWS = 40  # power flows, at most
-_NEWTON, _KRYLOV = 12, 10  # steps in the model, and in each of their linear systems
 _EXACT = 16  # steps of the exact linear system for derivatives
 _COLUMNS = 64  # sensitivities at once
-_TOGETHER = 256  # scenarios that are sought for together on a processor
-_LEARNT = 8  # corrections of the model that are kept
-
-
-@flax.struct.dataclass
-class Rest:
-    """Where a scenario's inverters come to rest.
-
-    Attributes:
-      u: (n,) terminal voltages in per unit of the ratings, from which their powers follow.
-      gap: the largest difference between a power and what its curve asks for at the last power flow but one, per unit
-        of a rating.
-      flows: power flows made.
-    """
-
-    u: jax.Array
-    gap: jax.Array
-    flows: jax.Array
 
 
 def inverters(
@@ -98,7 +87,7 @@ def with_sensitivities(grid: Grid, s: Inverters) -> Inverters:
 
     def voltages(x):
         p, q = x
-        return _voltages(grid, grid.nominal, s, half + p * s.kva, idle + q * s.kva, "sweep", 1e-8)
+        return voltages_at(grid, grid.nominal, s, half + p * s.kva, idle + q * s.kva, "sweep", 1e-8)
 
     n = s.kva.shape[0]
     _, product = jax.linearize(voltages, jnp.zeros((2, n), s.kva.dtype))
@@ -145,7 +134,7 @@ def regulate(
     at = settle(grid, point, s, f_hz, tol=tol, max_flows=max_flows, method=method)
     kw, kvar = respond(s, at.u, point.generation_kw, point.generation_kvar, f_hz)
     out = dataclasses.replace(point, generation_kw=kw, generation_kvar=kvar)
-    flow = solve(grid, out, method=method, tol=_flow_tolerance(tol))
+    flow = solve(grid, out, method=method, tol=flow_tolerance(tol))
     fixed = jax.lax.stop_gradient((s, flow.v, point, kw, kvar, f_hz))
     gap = _gap(*fixed)
     return out, dataclasses.replace(flow, converged=flow.converged & (gap <= tol))
@@ -163,7 +152,7 @@ def settle(
 ) -> Rest:
     """Where the inverters of one scenario come to rest; arguments and derivatives as those of `regulate`."""
     tol = _tolerance(grid, tol)
-    search = _searcher(tol, max_flows, method)
+    search = searcher(tol, max_flows, method)
 
     @jax.custom_jvp
     def rest(data):
@@ -173,7 +162,7 @@ def settle(
     def after(u, data):
         grid, s, point, *f = data
         kw, kvar = respond(s, u, point.generation_kw, point.generation_kvar, *f)
-        return _voltages(grid, point, s, kw, kvar, method, _flow_tolerance(tol))
+        return voltages_at(grid, point, s, kw, kvar, method, flow_tolerance(tol))
 
     def rule(primals, tangents):
         (data,) = primals
@@ -204,203 +193,22 @@ def _tolerance(grid: Grid, tol: float) -> float:
     return max(tol, 150 * float(jnp.finfo(grid.zones.u_ref.dtype).eps))
 
 
-def _flow_tolerance(tol: float) -> float:
-    """Of a power flow whose voltages' error, times a curve's slope, shall not show in the gap."""
-    return min(1e-8, 1e-2 * tol)
-
-
-def _voltages(grid: Grid, point: OperatingPoint, s: Inverters, kw, kvar, method: str, tol: float) -> jax.Array:
-    """U(p, q), (n,)."""
-    at = dataclasses.replace(point, generation_kw=kw, generation_kvar=kvar)
-    return terminal_voltages(s, solve(grid, at, method=method, tol=tol).v)
-
-
 def _gap(s: Inverters, v: jax.Array, point: OperatingPoint, kw: jax.Array, kvar: jax.Array, f_hz) -> jax.Array:
     """The largest difference to what the curves ask for at node voltages v, per unit of a rating."""
     asked = respond(s, terminal_voltages(s, v), point.generation_kw, point.generation_kvar, f_hz)
     return jnp.max(jnp.maximum(jnp.abs(asked[0] - kw), jnp.abs(asked[1] - kvar)) / s.kva, initial=0.0)
 
 
-@functools.lru_cache(maxsize=64)
-def _searcher(tol: float, limit: int, method: str):
-    """The search for a batch; its `vmap` makes a larger one: loops inside a vmap would be traced over and over."""
-
-    def run(shared, *scenarios):
-        return _search(*shared, *scenarios, tol=tol, limit=limit, method=method)
-
-    return batched(run, lambda _: _TOGETHER)
-
-
-def _powers(s: Inverters, points: OperatingPoint, *f_hz: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    """The map x = h(u) for a batch: (batch, n) voltages to (batch, 2 n) active and reactive powers per unit."""
-
-    def of(u, p, q, *f):
-        kw, kvar = respond(s, u, p, q, *f)
-        return jnp.concatenate([kw / s.kva, kvar / s.kva])
-
-    return lambda u: jax.vmap(of)(u, points.generation_kw, points.generation_kvar, *f_hz)
-
-
-def _search(grid, s, points, *f_hz, tol: float, limit: int, method: str) -> Rest:
-    """The fixed points of a batch, without derivatives.
-
-    Each stops when the next power flow, that of `regulate`, can be expected to show a gap within the tolerance.
-    """
-    powers = _powers(s, points, *f_hz)
-
-    def voltages(point, x):
-        kw, kvar = (a * s.kva for a in jnp.split(x, 2))
-        return _voltages(grid, point, s, kw, kvar, method, _flow_tolerance(tol))
-
-    def going(at: _Search):
-        return (at.gap > 0.5 * tol) & (at.expected > 0.2 * tol) & (at.flows < limit)
-
-    def body(at: _Search):
-        x, slope = jax.jvp(powers, (at.w,), (jnp.ones_like(at.w),))
-        u = jax.vmap(voltages)(points, x)
-        u = jnp.where(jnp.isfinite(u), u, at.w)
-        gap = jnp.max(jnp.abs(powers(u) - x), axis=1, initial=0.0)
-        learnt = _learn(s, at, x, u)
-        # Where the model is too poor, its steps are shortened.
-        poor = (gap > 0.7 * at.gap) & (at.flows > 0)
-        step = jnp.where(poor, jnp.maximum(at.step / 2, 1 / 16), jnp.minimum(1.0, 2 * at.step))
-        further = _model(s, learnt, powers, at.w, slope, u, x)
-        expected = gap * jnp.where(at.flows == 0, 1.0, jnp.clip(3 * gap / at.gap, 0.01, 1.0))
-        # Within the tolerance already, the powers stay what they are: their gap is known.
-        w = jnp.where((gap <= 0.5 * tol)[:, None], at.w, at.w + step[:, None] * (further - at.w))
-        new = dataclasses.replace(learnt, w=w, gap=gap, expected=expected, step=step, flows=at.flows + 1)
-        return _where(going(at), new, at)
-
-    b, n = points.generation_kw.shape
-    dtype = s.kva.dtype
-    zero, big = jnp.zeros((b, n), dtype), jnp.full(b, 1e3, dtype)
-    begin = _Search(
-        w=zero + 1, x=jnp.zeros((b, 2 * n), dtype), u=zero, gap=big, expected=big, step=jnp.ones(b, dtype),
-        flows=jnp.zeros(b, jnp.int32), along=jnp.zeros((b, _LEARNT, 2 * n), dtype),
-        off=jnp.zeros((b, _LEARNT, n), dtype),
-    )  # fmt: skip
-    end = jax.lax.while_loop(lambda at: jnp.any(going(at)), body, begin)
-    return Rest(u=end.w, gap=jnp.minimum(end.gap, end.expected), flows=end.flows)
-
-
-def _where(which: jax.Array, new: Any, old: Any) -> Any:
-    """`new` in the scenarios `which` (batch,), else `old`."""
-    return jax.tree.map(lambda a, b: jnp.where(which.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, old)
-
-
-@flax.struct.dataclass
-class _Search:
-    """The state of a batch's search: the model's answer w, the last power flow's x = h(w) and u, what was learnt of S.
-
-    S d is `near d + sum_k off_k (along_k . d)`.
-    """
-
-    w: jax.Array
-    x: jax.Array
-    u: jax.Array
-    gap: jax.Array
-    expected: jax.Array
-    step: jax.Array
-    flows: jax.Array
-    along: jax.Array
-    off: jax.Array
-
-
-def _learn(s: Inverters, at: _Search, x: jax.Array, u: jax.Array) -> _Search:
-    """S corrected so that it holds between the last two power flows (C. G. Broyden, 1965)."""
-    d = x - at.x
-    square = jnp.sum(d * d, axis=1)
-    useful = (at.flows > 0) & (square > 1e-24)
-    off = (u - at.u - _times(s, at, d)) / jnp.where(useful, square, 1.0)[:, None]
-    here = (jnp.arange(_LEARNT)[None] == (at.flows % _LEARNT)[:, None]) & useful[:, None]
-    along, off = (jnp.where(here[..., None], a[:, None], b) for a, b in ((d, at.along), (off, at.off)))
-    return dataclasses.replace(at, x=x, u=u, along=along, off=off)
-
-
-def _times(s: Inverters, learnt: _Search, d: jax.Array) -> jax.Array:
-    """S d for a batch, (batch, 2 n) to (batch, n), mostly in single precision: it is a model."""
-    share = jnp.einsum("bkm,bm->bk", learnt.along, d)
-    return _near(s, d) + jnp.einsum("bk,bkn->bn", share, learnt.off)
-
-
-def _near(s: Inverters, d: jax.Array) -> jax.Array:
-    return (d.astype(s.near.dtype) @ s.near.T).astype(d.dtype)
-
-
-def _model(s: Inverters, learnt: _Search, powers, w_k, slope, u_k, x_k) -> jax.Array:
-    """The w (batch, n) with w = u_k + S (h(w) - x_k), to a thousandth of the change that is left to make.
-
-    `slope` (batch, 2 n) is that of h at w_k, where x_k = h(w_k).
-    """
-
-    def body(carry):
-        w, slope, r, size, step, count = carry
-        d = residuals(lambda z: z - _times(s, learnt, slope * jnp.tile(z, 2)), r, lambda z: z, _KRYLOV, 1e-3)
-        new = w + step[:, None] * d
-        x, slope_there = jax.jvp(powers, (new,), (jnp.ones_like(new),))
-        left = u_k + _times(s, learnt, x - x_k) - new
-        after = jnp.max(jnp.abs(left), axis=1, initial=0.0)
-        shorter = jnp.where(after > 0.9 * size, jnp.maximum(step / 2, 1 / 8), 1.0)
-        going = size > goal
-        out = _where(going, (new, slope_there, left, after, shorter), (w, slope, r, size, step))
-        return *out, count + 1
-
-    first = u_k - w_k
-    size = jnp.max(jnp.abs(first), axis=1, initial=0.0)
-    goal = 1e-3 * size
-    begin = w_k, slope, first, size, jnp.ones_like(size), jnp.zeros((), jnp.int32)
-    return jax.lax.while_loop(lambda c: jnp.any(c[3] > goal) & (c[5] < _NEWTON), body, begin)[0]
-
-
-def residuals(
-    matvec: Callable[[jax.Array], jax.Array],
-    right: jax.Array,
-    near: Callable[[jax.Array], jax.Array],
-    steps: int,
-    rtol: float,
-) -> jax.Array:
-    """Solves `matvec(x) = right` for a batch of systems, (batch, n), by generalised conjugate residuals.
-
-    Args:
-      matvec: each system's matrix times its vector.
-      right: the right-hand sides.
-      near: about the inverse's product with vectors.
-      steps: at most; static.
-      rtol: the residual that is small enough, in units of the largest entry of a system's `right`.
-    """
-    tiny = float(jnp.finfo(right.dtype).tiny) ** 0.5
-    goal = rtol * jnp.max(jnp.abs(right), axis=1, initial=0.0)
-
-    def body(carry):
-        x, r, zs, az, k = carry
-        z = near(r)
-        a = matvec(z)
-        for _ in range(2):  # twice is enough (W. Kahan; B. Parlett, 1980)
-            c = jnp.einsum("bkn,bn->bk", az, a)
-            z, a = z - jnp.einsum("bk,bkn->bn", c, zs), a - jnp.einsum("bk,bkn->bn", c, az)
-        norm = jnp.sqrt(jnp.sum(a * a, axis=1, keepdims=True))
-        z, a = (jnp.where(norm > tiny, e / jnp.maximum(norm, tiny), 0.0) for e in (z, a))
-        along = jnp.sum(a * r, axis=1, keepdims=True)
-        return x + along * z, r - along * a, zs.at[:, k].set(z), az.at[:, k].set(a), k + 1
-
-    def going(carry):
-        return jnp.any(jnp.max(jnp.abs(carry[1]), axis=1, initial=0.0) > goal) & (carry[4] < steps)
-
-    room = jnp.zeros((right.shape[0], steps, right.shape[1]), right.dtype)
-    begin = jnp.zeros_like(right), right, room, room, jnp.zeros((), jnp.int32)
-    return jax.lax.while_loop(going, body, begin)[0]
-
-
 def _implicit(after: Callable[..., jax.Array], u: jax.Array, data: tuple, right: jax.Array) -> jax.Array:
     """The du (n,) with du - d after/du du = right."""
     s: Inverters = data[1]
     point, f_hz = jax.tree.map(lambda a: a[None], (data[2], data[3:]))
-    slope = jax.jvp(_powers(s, point, *f_hz), (u[None],), (jnp.ones_like(u[None]),))[1]
+    slope = jax.jvp(powers_of(s, point, *f_hz), (u[None],), (jnp.ones_like(u[None]),))[1]
     linear = jax.linearize(lambda w: after(w, data), u)[1]
     rtol = 1e-10 if u.dtype == jnp.float64 else 1e-5
 
     def forward(z):
-        return z - _near(s, slope * jnp.tile(z, 2))
+        return z - times_near(s, slope * jnp.tile(z, 2))
 
     def backward(z):
         back = slope * (z.astype(s.near.dtype) @ s.near).astype(z.dtype)
@@ -408,7 +216,7 @@ def _implicit(after: Callable[..., jax.Array], u: jax.Array, data: tuple, right:
 
     def solve_with(model):
         def near(r):
-            return residuals(model, r, lambda z: z, _KRYLOV, 1e-4)
+            return residuals(model, r, lambda z: z, KRYLOV, 1e-4)
 
         return lambda matvec, b: residuals(lambda z: matvec(z[0])[None], b[None], near, _EXACT, rtol)[0]
 

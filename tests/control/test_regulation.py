@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import gridjax
+from gridjax.control.fixed_point import residuals
 from gridjax.control.fleet import add_fleet
 from gridjax.control.inverters import respond, terminal_voltages
-from gridjax.control.regulation import GAP, inverters, regulate, residuals, settle
+from gridjax.control.regulation import GAP, inverters, regulate, settle
 from gridjax.control.settings import Rule
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "examples"))

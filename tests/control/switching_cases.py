@@ -100,11 +100,12 @@ def _capacitors() -> tuple[Capacitor, ...]:
 
 
 def _controls() -> tuple[CapacitorControl, ...]:
+    element = "line.l1"
     return (
         CapacitorControl("volts", "volts", "voltage", "line.l2", 2, 118.0, 121.5, 20.0, delay_s=20.0),
         CapacitorControl("kvar", "kvar", "kvar", "transformer.ltc", 1, 320.0, 60.0, 20.0, delay_off_s=90.0),
-        CapacitorControl("amps", "amps", "current", "line.l1", 1, 220.0, 150.0, 20.0, 1.0, ct_phase=2, dead_time_s=200.0),
-        CapacitorControl("factor", "factor", "pf", "line.l1", 1, 0.9, -0.9, 20.0),
+        CapacitorControl("amps", "amps", "current", element, 1, 220.0, 150.0, 1.0, 1.0, ct_phase=2, dead_time_s=200.0),
+        CapacitorControl("factor", "factor", "pf", element, 1, 0.9, -0.9, 20.0),
         CapacitorControl(
             "clock", "clock", "time", "line.l3", 1, 17.0, 7.5, 20.0, voltage_override=True, vmin=196.0, vmax=214.0
         ),
@@ -113,7 +114,7 @@ def _controls() -> tuple[CapacitorControl, ...]:
 
 
 def day(feeder: Feeder, steps: int, seconds: float, seed: int) -> dict[str, np.ndarray]:
-    """Loads and generation over time, of (steps, devices): a daily shape, a common and a private random walk, jitter."""
+    """Loads and generation over time, of (steps, devices): a daily shape, random walks, jitter."""
     rng = np.random.default_rng(seed)
     n, m = len(feeder.loads), len(feeder.generators)
     hours = np.arange(1, steps + 1) * seconds / 3600

@@ -30,12 +30,15 @@ from gridjax.powerflow.results import (
 )
 from gridjax.powerflow.sensitivities import dloss_dp, dloss_dq, dv_dp, dv_dq
 from gridjax.powerflow.solve import PowerFlow, solve
+from gridjax.profiles import Profiles, Shapes
+from gridjax.series import Controls, simulate
 from gridjax.stacking import stack
 from gridjax.validate import Problem, validate
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Controls",
     "Feeder",
     "Grid",
     "Layout",
@@ -43,6 +46,8 @@ __all__ = [
     "Parameters",
     "PowerFlow",
     "Problem",
+    "Profiles",
+    "Shapes",
     "assemble",
     "compile",
     "current_residual",
@@ -62,6 +67,7 @@ __all__ = [
     "read_json",
     "read_opendss",
     "sequence_voltages",
+    "simulate",
     "solve",
     "source_power",
     "stack",

@@ -16,11 +16,12 @@ ALLOWED = {
     "partition": set(),
     "description": {"feeder", "line_constants"},
     "admittance": {"description", "line_constants", "feeder", "namespace"},
-    "generation": {"feeder"},
+    "generation": {"feeder", "namespace"},
     "graph": {"feeder"},
     "consistency": {"feeder", "graph"},
     "validate": {"feeder", "graph", "consistency"},
-    "io": {"feeder", "admittance", "description", "generation", "io", "validate"},
+    "profiles": {"grid"},
+    "io": {"feeder", "admittance", "description", "generation", "grid", "io", "profiles", "validate"},
     "feeders": {"feeder", "io"},
     "powerflow.injections": {"feeder", "namespace"},
     "layout": {"feeder", "admittance", "generation", "partition", "powerflow.injections"},
@@ -33,6 +34,16 @@ ALLOWED = {
         *("feeder", "admittance", "branches", "grid", "layout", "namespace", "tree", "validate"),
         *("powerflow", "powerflow.injections"),
     },
+    "control": {
+        *("feeder", "admittance", "branches", "control", "description", "generation", "grid", "layout", "namespace"),
+        "powerflow",
+    },
+    "variation": set(),
+    "weather": {"variation"},
+    "customers": {"control", "variation", "weather"},
+    "days": {"customers", "feeder", "generation", "graph", "grid", "profiles", "variation", "weather"},
+    "series": {"control", "grid", "powerflow", "profiles"},
+    "env": {"assembly", "control", "customers", "days", "env", "feeder", "feeders", "grid", "powerflow", "profiles"},
 }
 
 

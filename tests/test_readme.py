@@ -17,6 +17,15 @@ def test_the_code_prints_what_the_readme_shows():
     assert run.stdout == shown
 
 
+def test_the_environments_page_runs_and_prints_what_it_shows():
+    page = (ROOT / "docs" / "environments.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    shown = re.search(r"```text\n(.*?)```", page, re.DOTALL).group(1)
+    run = subprocess.run([sys.executable, "-c", first + second], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == shown
+
+
 def test_the_figures_are_the_benchmark_s():
     table = [line for line in README.splitlines() if line.startswith("| ")]
     measured = (ROOT / "docs" / "powerflow.md").read_text()

@@ -33,7 +33,7 @@ from gridjax.powerflow.solve import PowerFlow
 
 GAP = 1e-6  # of taps, and of z
 ITERATIONS = 40
-FAR = 20.0  # z of a bank that is in or out for good: 2e-9 of it are not
+FAR = 12.0  # z of a bank that is in or out for good: 6e-6 of it are not
 
 
 def settle_continuously(

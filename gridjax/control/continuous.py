@@ -76,10 +76,10 @@ def settle_continuously(
     if begin.shape[0]:
         still = functools.partial(_asked, *jax.lax.stop_gradient(inputs), begin, at_hour, solver)
         start = begin.at[switching.regulators.step.shape[0] :].set(0.0)
-        root = jax.lax.stop_gradient(_newton(switching, still, start))
-        slopes = jax.lax.stop_gradient(_slopes(switching, still, root))
+        root, slopes = jax.lax.stop_gradient(_newton(switching, still, start))
         # A Newton step from the solution: it changes nothing, and has the implicit derivative.
         gap = root - _asked(*inputs, begin, at_hour, solver, _position(switching, root))
+        slopes = jnp.where(jnp.all(jnp.isfinite(slopes)), slopes, jnp.eye(root.shape[0], dtype=root.dtype))
         left = jnp.max(jnp.abs(jax.lax.stop_gradient(gap)))
         x = jnp.where(left <= GAP, root - jnp.linalg.solve(slopes, gap[:, None])[:, 0], root)
     solved, flow = solver(grid, _placed(switching, point, _position(switching, x)))
@@ -113,10 +113,21 @@ def _position(switching: Switching, x: jax.Array) -> jax.Array:
     return jnp.append(x[:taps], jax.nn.sigmoid(x[taps:]))
 
 
-def _slopes(switching: Switching, asked: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """The Jacobian of the gap; that of the power flow by the shares themselves, since by z it may vanish."""
+def _gap_and_slopes(
+    switching: Switching, asked: Callable[[jax.Array], jax.Array], x: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The taps and z of x less those asked for, and the Jacobian of that.
+
+    The power flow is differentiated by the shares themselves, since the slopes of shares by z may all but vanish.
+    """
     y, dy = jax.jvp(functools.partial(_position, switching), (x,), (jnp.ones_like(x),))
-    return jnp.eye(x.shape[0], dtype=x.dtype) - jax.jacfwd(asked)(y) * dy[None]
+
+    def twice(y):
+        value = asked(y)
+        return value, value
+
+    slopes, value = jax.jacfwd(twice, has_aux=True)(y)
+    return x - value, jnp.eye(x.shape[0], dtype=x.dtype) - slopes * dy[None]
 
 
 def _begin(switching: Switching, point: OperatingPoint) -> jax.Array:
@@ -168,20 +179,27 @@ def _z(switching: Switching, reading: Reading, s0: jax.Array, hour: jax.Array, s
     return jnp.clip(jnp.where(settings.kind == 4, jnp.where(within, FAR, -FAR), z), -FAR, FAR)
 
 
-def _newton(switching: Switching, asked: Callable[[jax.Array], jax.Array], begin: jax.Array) -> jax.Array:
-    """Where `asked` agrees with x, or the best that `ITERATIONS` steps find; shorter steps where the gap grows."""
+def _newton(
+    switching: Switching, asked: Callable[[jax.Array], jax.Array], begin: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Where `asked` agrees with x, or the best that `ITERATIONS` steps find, and the Jacobian at the last.
+
+    Steps are shorter where the gap grows.
+    """
 
     def body(carry):
-        x, last, length, count = carry
-        gap = x - asked(_position(switching, x))
+        x, _, last, length, count = carry
+        gap, slopes = _gap_and_slopes(switching, asked, x)
         size = jnp.max(jnp.abs(gap))
         length = jnp.where(size > last, jnp.maximum(length / 2, 1 / 16), jnp.minimum(2 * length, 1.0))
-        further = length * jnp.linalg.solve(_slopes(switching, asked, x), gap[:, None])[:, 0]
+        further = length * jnp.linalg.solve(slopes, gap[:, None])[:, 0]
         done = (size <= GAP / 100) | ~jnp.all(jnp.isfinite(further))
-        return jnp.where(done, x, x - further), jnp.where(done, 0.0, size), length, count + 1
+        return jnp.where(done, x, x - further), slopes, jnp.where(done, 0.0, size), length, count + 1
 
     def going(carry):
-        return (carry[1] > 0) & (carry[3] < ITERATIONS)
+        return (carry[2] > 0) & (carry[4] < ITERATIONS)
 
     infinite = jnp.asarray(jnp.inf, begin.dtype)
-    return jax.lax.while_loop(going, body, (begin, infinite, jnp.ones_like(infinite), jnp.zeros((), jnp.int32)))[0]
+    slopes = jnp.eye(begin.shape[0], dtype=begin.dtype)
+    carry = begin, slopes, infinite, jnp.ones_like(infinite), jnp.zeros((), jnp.int32)
+    return jax.lax.while_loop(going, body, carry)[:2]

@@ -101,6 +101,7 @@ def at_start(grid: Grid, controls: Controls, point: OperatingPoint | None = None
 def step(
     grid: Grid, point: OperatingPoint, controls: Controls, state: ControlState, hours: jax.Array, hour: jax.Array,
     mode: str = "static",
+    differentiable: bool = True,
 ) -> tuple[OperatingPoint, PowerFlow, ControlState]:  # fmt: skip
     """One step of the series.
 
@@ -112,6 +113,7 @@ def step(
       hours: length of the step.
       hour: time of day, for controls by the clock.
       mode: "static" or "time". Static.
+      differentiable: False saves the switching controls a power flow and gives the result no derivatives. Static.
 
     Returns:
       The point with what the controls made of it, its power flow, and the controls' state.
@@ -132,11 +134,15 @@ def step(
     if controls.switching is None or switching is None:
         point, flow = solver(grid, point)
     elif mode == "static":
-        point, flow, switching = switching_control.settle(grid, point, controls.switching, switching, solver, hour=hour)
+        point, flow, switching = switching_control.settle(
+            grid, point, controls.switching, switching, solver,
+            seconds=3600 * hours, hour=hour, differentiable=differentiable,
+        )  # fmt: skip
     else:
         point, flow, switching = switching_control.advance(
-            grid, point, controls.switching, switching, 3600 * hours, solver, hour=hour
-        )
+            grid, point, controls.switching, switching, 3600 * hours, solver,
+            hour=hour, differentiable=differentiable,
+        )  # fmt: skip
     return point, flow, ControlState(switching, storage)
 
 
@@ -166,7 +172,7 @@ def summary(grid: Grid, point: OperatingPoint, flow: PowerFlow, state: ControlSt
     )
 
 
-@functools.partial(jax.jit, static_argnames=("mode", "keep"))
+@functools.partial(jax.jit, static_argnames=("mode", "keep", "differentiable"))
 def simulate(
     grid: Grid,
     profiles: Profiles | Shapes,
@@ -176,6 +182,7 @@ def simulate(
     hours: float | jax.Array = 1.0,
     mode: str = "static",
     keep: Keep = summary,
+    differentiable: bool = True,
 ) -> tuple[Any, ControlState]:
     """Runs a feeder through time.
 
@@ -190,6 +197,8 @@ def simulate(
       mode: "static": regulators and capacitors settle in every step; "time": they act by their delays, for as long as a
         step lasts. Static.
       keep: `(grid, point, flow, state, hour) -> record` of a step; see `summary`. Static.
+      differentiable: whether the result has derivatives, the decisions of switching controls being constants; without
+        them, switching controls take one power flow a step less. Static.
 
     Returns:
       The records with a leading axis (steps,), and the controls' state at the end.
@@ -198,7 +207,7 @@ def simulate(
       ValueError: an unknown mode.
 
     Guarantees:
-      Differentiable; the decisions of switching controls count as constants. A step whose power flow does not converge
+      A step whose power flow does not converge
       says so in its record; the run goes on with the next step.
     """
     if mode not in MODES:
@@ -209,7 +218,7 @@ def simulate(
 
     def body(state, now):
         point = at(grid.nominal, now)
-        point, flow, state = step(grid, point, controls, state, hours, now.hour, mode)
+        point, flow, state = step(grid, point, controls, state, hours, now.hour, mode, differentiable)
         return state, keep(grid, point, flow, state, now.hour)
 
     state, records = jax.lax.scan(body, state, profiles)
@@ -248,7 +257,8 @@ def simulate_long(
     parts = []
     starts = range(0, total, part)
     for start in track(starts, "time series", disable=not progress, transient=True):
-        record, now = simulate(grid, window(whole, start, min(start + part, total)), controls, now, **options)
+        piece = window(whole, start, min(start + part, total))
+        record, now = simulate(grid, piece, controls, now, differentiable=False, **options)
         parts.append(jax.tree.map(np.asarray, record))
     return jax.tree.map(lambda *p: np.concatenate(p), *parts), now
 

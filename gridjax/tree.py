@@ -51,6 +51,8 @@ class Tree:
       recovery: R of these zones, row by row; each complex entry is its real and its imaginary part.
       counts: (7,) zones, units, nodes of active buses, zones with passive nodes, operators' entries, coordinates, and
         nodes: what is there of each but for padding.
+      root: (2 heads, 2 heads) the current that the root's coordinates draw by the chord's operators; the plain
+        circuit's is `Zones.head_y`.
       heads: coordinates of the root, which come first.
     """
 
@@ -68,6 +70,7 @@ class Tree:
     passive_node: Array
     recovery: Array
     counts: Array
+    root: Array
     heads: int = flax.struct.field(pytree_node=False)
 
 
@@ -227,6 +230,9 @@ def plant(layout: Layout, per_unit, chord, tapped, unit_volts: np.ndarray) -> Tr
             passive_node.append(nodes)
             recovery.append(np.stack([r.real, r.imag], axis=-1).ravel())
     direct = [(n, *place.of_node(b, k)) for zone in zones for b in zone.active for k, n in enumerate(nodes_of_bus[b])]
+    at_root = np.zeros((2 * len(emf), 2 * len(emf)))
+    for first, last, c in c_in.get(root, ()):
+        at_root[first:last, first:last] += c
     start = np.cumsum([0, *(len(t) for t in terms)])
     flat = [pair for t in terms for pair in t]
     return Tree(
@@ -246,6 +252,7 @@ def plant(layout: Layout, per_unit, chord, tapped, unit_volts: np.ndarray) -> Tr
         counts=np.array(
             [len(zones), len(terms), len(direct), len(passive), sum(map(len, plain)), place.count, numbers.ground]
         ),
+        root=at_root,
         heads=len(emf),
     )
 

@@ -66,6 +66,32 @@ def test_solutions_are_those_of_the_tiers(name, method):
     atol = 2e-8 if name in ("ieee37", "ieee123") else 1e-9
     np.testing.assert_allclose(ours.v, theirs.v, atol=atol, rtol=0)
     np.testing.assert_allclose(ours.slots, theirs.slots, atol=1e-9, rtol=0)
+    for have, want in ((ours.source, theirs.source), (ours.taken, theirs.taken)):
+        np.testing.assert_allclose(have, want, atol=1e-9 * np.abs(want).max(), rtol=0)
+
+
+@pytest.mark.parametrize("options", [{"tol": 1e-4}, {"tol": 1e-4, "method": "newton"}, {"tol": 1e-6, "factor": 8.0}])
+def test_losses_are_those_of_the_elements_however_far_the_iteration_went(options):
+    """The power through the root and that of the loads are those of one solution of the linear circuit.
+
+    Of the circuit as compiled: taps and capacitor steps elsewhere enter by currents, as loads do.
+    """
+    options = dict(options)
+    factor = options.pop("factor", 1.0)  # so heavy that damped sweeps must take over
+    grid = grid_of("ieee34")
+    batch = points(grid, 19)
+    still = {k: jnp.broadcast_to(getattr(grid.nominal, k), getattr(batch, k).shape) for k in ("tap", "capacitor")}
+    batch = batch.replace(load_kw=batch.load_kw * factor, load_kvar=batch.load_kvar * factor, **still)
+
+    def both(grid, point):
+        flow = gridjax.solve(grid, point, **options)
+        elements = sum(jnp.sum(s) for s in gridjax.element_losses(grid, point, flow).values())
+        return gridjax.losses(grid, point, flow), elements, flow
+
+    losses, elements, flow = jax.jit(jax.vmap(both, in_axes=(None, 0)))(grid, batch)
+    assert flow.converged.any() and (factor == 1.0 or flow.iterations.max() > 12)
+    done = np.asarray(flow.converged)
+    np.testing.assert_allclose(losses[done], elements[done], rtol=1e-8)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,8 +125,9 @@ def test_a_scenario_has_the_same_bits_in_any_company(method):
     whole = solve(grid, batch)
     for rows in ([0], [44], [3, 44, 7, 0, 12], list(range(20, 45))):
         part = solve(grid, jax.tree.map(lambda a, rows=rows: a[np.array(rows)], batch))
-        for name in ("v", "slots", "iterations", "residual"):
+        for name in ("v", "slots", "taken", "iterations", "residual"):
             np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[np.array(rows)], err_msg=name)
+        np.testing.assert_allclose(part.source, whole.source[np.array(rows)], atol=1e-14)  # a product in XLA
 
 
 @pytest.mark.parametrize("name", ["ieee13", "ieee34", "ieee123", "european_lv"])
@@ -113,8 +140,9 @@ def test_derivatives_are_those_of_the_tiers(name):
     towards = jax.tree.map(lambda a: jnp.asarray(random.normal(size=a.shape[1:])) * (1 + jnp.abs(a[0])), batch)
 
     def scalar(grid, point):
-        v = gridjax.solve(grid, point, tol=1e-12).v
-        return jnp.sum(weights[0] * v.real + weights[1] * v.imag)
+        flow = gridjax.solve(grid, point, tol=1e-12)
+        losses = gridjax.losses(grid, point, flow) / (grid.base_va / 1e3)
+        return jnp.sum(weights[0] * flow.v.real + weights[1] * flow.v.imag) + 3.0 * losses.real - 2.0 * losses.imag
 
     def both(grid, point):
         fields = {k: getattr(point, k) for k in point.__dataclass_fields__ if getattr(point, k).size}
@@ -142,7 +170,9 @@ def test_second_derivatives_are_those_of_the_tiers():
     some = jnp.arange(3)
 
     def scalar(grid, kw):
-        return jnp.sum(jnp.abs(gridjax.solve(grid, point.replace(load_kw=point.load_kw.at[some].set(kw)), tol=1e-12).v))
+        at = point.replace(load_kw=point.load_kw.at[some].set(kw))
+        flow = gridjax.solve(grid, at, tol=1e-12)
+        return jnp.sum(jnp.abs(flow.v)) + gridjax.losses(grid, at, flow).real / 100.0
 
     run = jax.jit(jax.hessian(scalar, argnums=1))
     want = run(dataclasses.replace(grid, **TIERS), point.load_kw[some])
@@ -161,7 +191,9 @@ def test_further_sources_and_their_derivatives():
     np.testing.assert_allclose(run(grid, batch).v, run(tiers, batch).v, atol=1e-9, rtol=0)
 
     def scalar(grid, pu, point):
-        return jnp.sum(jnp.abs(gridjax.solve(grid, point.replace(source_pu=pu), tol=1e-12).v))
+        at = point.replace(source_pu=pu)
+        flow = gridjax.solve(grid, at, tol=1e-12)
+        return jnp.sum(jnp.abs(flow.v)) + gridjax.losses(grid, at, flow).real / 100.0
 
     slopes = jax.jit(jax.vmap(jax.grad(scalar, argnums=1), in_axes=(None, 0, 0)))
     np.testing.assert_allclose(slopes(grid, batch.source_pu, batch), slopes(tiers, batch.source_pu, batch), rtol=1e-6)

@@ -69,7 +69,7 @@ def _circuit(grid: Grid) -> tuple[jax.Array, ...]:
     place = 2 * m * (t.unit_slot // m) + t.unit_slot % m
     device = grid.units.device.reshape(-1)[t.unit_slot].astype(jnp.int32)
     devices = grid.shape.devices + grid.shape.banks + grid.shape.regulators + 1
-    sizes = jnp.array([devices, grid.shape.sources, 2 * t.heads], jnp.int32)
+    sizes = jnp.array([devices, grid.shape.sources, 2 * t.heads, grid.shape.devices], jnp.int32)
     return (
         t.zones, _unit_table(grid), device, t.term_start, t.term, t.term_weight, t.direct, t.passive, t.passive_node,
         t.recovery, jnp.stack([place, place + m], axis=1), jnp.concatenate([t.counts, sizes]),
@@ -79,12 +79,22 @@ def _circuit(grid: Grid) -> tuple[jax.Array, ...]:
 def _scenarios(grid: Grid, points: OperatingPoint) -> tuple[jax.Array, ...]:
     """Powers of the devices (batch, devices), the root's coordinates (batch, 2 conductors), sources' EMF in pu."""
     p, q = device_powers(grid, points)
-    head = head_deviation(grid, points)  # (batch, 2 boundary): real parts, then imaginary ones
+    state = p, q, _at_root(grid, head_deviation(grid, points)), points.source_pu
+    return tuple(a.astype(grid.zones.u_ref.dtype) for a in state)
+
+
+def _at_root(grid: Grid, head: jax.Array) -> jax.Array:
+    """The root's coordinates, parts side by side, from those of the tiers, (batch, 2 boundary): parts one by one."""
     assert grid.tree is not None
     n = grid.tree.heads
     re, im = jnp.split(head, 2, axis=1)
-    head = jnp.stack([re[:, :n], im[:, :n]], axis=2).reshape(head.shape[0], 2 * n)
-    return tuple(a.astype(grid.zones.u_ref.dtype) for a in (p, q, head, points.source_pu))
+    return jnp.stack([re[:, :n], im[:, :n]], axis=2).reshape(head.shape[0], 2 * n)
+
+
+def _from_root(grid: Grid, root: jax.Array) -> jax.Array:
+    """The reverse of `_at_root`."""
+    wide = ((0, 0), (0, grid.zones.head_form.shape[0] - root.shape[1] // 2))
+    return jnp.concatenate([jnp.pad(root[:, k::2], wide) for k in (0, 1)], axis=1)
 
 
 def _node_pairs(grid: Grid) -> jax.Array:
@@ -94,60 +104,71 @@ def _node_pairs(grid: Grid) -> jax.Array:
 
 
 def _shapes(grid: Grid, batch: int):
+    """Of node voltages, slots' voltages, one number; the root's current and the power taken."""
+    assert grid.tree is not None
     dtype = grid.zones.u_ref.dtype
-    complex_ = jnp.result_type(dtype, jnp.complex64)
-    v = jax.ShapeDtypeStruct((batch, grid.shape.nodes), complex_)
-    u = jax.ShapeDtypeStruct((batch, *grid.zones.u_ref.shape), dtype)
-    return dtype, v, u, jax.ShapeDtypeStruct((batch,), dtype)
+
+    def real(*shape):
+        return jax.ShapeDtypeStruct((batch, *shape), dtype)
+
+    v = jax.ShapeDtypeStruct((batch, grid.shape.nodes), jnp.result_type(dtype, jnp.complex64))
+    return v, real(*grid.zones.u_ref.shape), real(), real(2 * grid.tree.heads), real(2)
 
 
 def _sizes(grid: Grid, batch: int, *limits: int) -> jax.Array:
-    slots = grid.zones.u_ref.shape[0] * grid.zones.u_ref.shape[1]
-    return jnp.array([batch, grid.shape.nodes, slots, *limits], jnp.int32)
+    return jnp.array([batch, grid.shape.nodes, grid.zones.u_ref.size, *limits], jnp.int32)
 
 
 def solve(grid: Grid, points: OperatingPoint, method: str, tol: float, chord_limit: int, limit: int):
-    """Node voltages (batch, nodes), slots' voltages, steps and residuals of a batch."""
+    """Of a batch node voltages, slots' voltages, the first source's current, power taken, steps and residuals."""
     assert grid.tree is not None
     batch = points.load_kw.shape[0]
-    dtype, v, u, one = _shapes(grid, batch)
+    v, u, one, head, taken = _shapes(grid, batch)
+    dtype = u.dtype
     sizes = _sizes(grid, batch, limit, int(method == "newton"), min(chord_limit, limit), NEWTON_STEPS)
-    out = _call(
-        "solve", [v, u, one, one], *_circuit(grid), sizes, jnp.full(1, tol, dtype), *_scenarios(grid, points),
-        grid.tree.chord, grid.tree.plain, _node_pairs(grid),
+    v, u, steps, residual, root, taken = _call(
+        "solve", [v, u, one, one, head, taken], *_circuit(grid), sizes, jnp.full(1, tol, dtype),
+        *_scenarios(grid, points), grid.tree.chord, grid.tree.plain, _node_pairs(grid), grid.tree.root,
     )  # fmt: skip
-    residual = jnp.where(out[3] < 1e29, out[3], jnp.inf)
-    return out[0], out[1], out[2].astype(jnp.int32), residual
+    zs = grid.zones
+    amps = (zs.head_ref[None] + head_deviation(grid, points)) @ zs.head_y.T - _from_root(grid, root)
+    return v, u, amps, taken, steps.astype(jnp.int32), jnp.where(residual < 1e29, residual, jnp.inf)
 
 
 def _tolerance(dtype) -> jax.Array:
-    return jnp.full(1, 1e-8 if dtype == jnp.float64 else 8 * float(jnp.finfo(dtype).eps), dtype)
+    return jnp.full(1, 1e-9 if dtype == jnp.float64 else 8 * float(jnp.finfo(dtype).eps), dtype)
 
 
 def tangent(grid: Grid, points: OperatingPoint, u: jax.Array, change: OperatingPoint, further: jax.Array):
     """What `gridjax.powerflow.response.tangent` gives; not a number for scenarios without a solution."""
     assert grid.tree is not None
-    dtype, v, slots, one = _shapes(grid, u.shape[0])
+    v, slots, one, head, taken = _shapes(grid, u.shape[0])
     state, changes = jax.jvp(functools.partial(_scenarios, grid), (points,), (change,))
-    none = jnp.zeros((grid.shape.nodes, 2), dtype)
-    dv, du, lost = _call(
-        "tangent", [v, slots, one], *_circuit(grid), _sizes(grid, u.shape[0], RESPONSE_STEPS), _tolerance(dtype),
-        *state, grid.tree.chord, u, none, *changes, further,
+    none = jnp.zeros((grid.shape.nodes, 2), u.dtype)
+    dv, du, lost, root, taken = _call(
+        "tangent", [v, slots, one, head, taken], *_circuit(grid), _sizes(grid, u.shape[0], RESPONSE_STEPS),
+        _tolerance(slots.dtype), *state, grid.tree.chord, u, none, *changes, further, grid.tree.root,
     )  # fmt: skip
-    dv, du = (_nan_where(lost, a) for a in (dv, du))
-    return dv.real, dv.imag, du
+    amps = _from_root(grid, changes[2]) @ grid.zones.head_y.T - _from_root(grid, root)
+    dv, du, amps, taken = (_nan_where(lost, a) for a in (dv, du, amps, taken))
+    return dv.real, dv.imag, du, amps, taken
 
 
-def cotangent(grid: Grid, points: OperatingPoint, u: jax.Array, re: jax.Array, im: jax.Array, u_bar: jax.Array):
+def cotangent(
+    grid: Grid, points: OperatingPoint, u: jax.Array, re: jax.Array, im: jax.Array, u_bar: jax.Array, amps: jax.Array,
+    taken: jax.Array,
+):  # fmt: skip
     """What `gridjax.powerflow.response.cotangent` gives; not a number for scenarios without a solution."""
     assert grid.tree is not None
-    dtype, _, slots, one = _shapes(grid, u.shape[0])
+    _, slots, one, _, _ = _shapes(grid, u.shape[0])
     state, pull = jax.vjp(functools.partial(_scenarios, grid), points)
     like = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in state]
     *bars, further, lost = _call(
         "cotangent", [*like, slots, one], *_circuit(grid), _sizes(grid, u.shape[0], RESPONSE_STEPS),
-        _tolerance(dtype), *state, grid.tree.chord_transposed, u, jax.lax.complex(re, im), u_bar,
+        _tolerance(slots.dtype), *state, grid.tree.chord_transposed, u, jax.lax.complex(re, im), u_bar,
+        -_at_root(grid, amps), taken, grid.tree.root.T,
     )  # fmt: skip
+    bars[2] = bars[2] + _at_root(grid, amps @ grid.zones.head_y)
     return pull(tuple(_nan_where(lost, a) for a in bars))[0], _nan_where(lost, further)
 
 

@@ -134,6 +134,7 @@ def _circuit(frame, like):
         integers(_argument(frame, 6)), integers(_argument(frame, 7)), integers(_argument(frame, 8)),
         _floats(_argument(frame, 9), like), integers(_argument(frame, 10)),
         counts[0], counts[1], counts[2], counts[3], counts[4], counts[5], counts[6], counts[7], counts[8], counts[9],
+        counts[10],
     )  # fmt: skip
 
 
@@ -147,43 +148,44 @@ def _clear(circuit, rows, v, slots, count):
 
 @njit
 def _solve(frame, circuit, room, rows, like, count):
-    """Further arguments: chord, plain, no-load voltages; sizes: method, limits."""
+    """Further arguments: chord, plain, no-load voltages, what the root's coordinates draw; sizes: method, limits."""
     sizes, slots = integers(_argument(frame, 12)), _floats(_result(frame, 1), like)
     _clear(circuit, rows, _floats(_result(frame, 0), like), slots, count)
     kernel.solve_pass(
-        circuit, _floats(_argument(frame, 19), like), _floats(_argument(frame, 18), like), room, rows,
-        _floats(_argument(frame, 16), like), _floats(_argument(frame, 20), like), sizes[4],
-        _floats(_argument(frame, 13), like)[0], sizes[5], sizes[3], sizes[6], _floats(_result(frame, 0), like), slots,
-        _floats(_result(frame, 2), like), _floats(_result(frame, 3), like),
+        circuit, _floats(_argument(frame, 19), like), _floats(_argument(frame, 18), like),
+        _floats(_argument(frame, 21), like), room, rows, _floats(_argument(frame, 16), like),
+        _floats(_argument(frame, 20), like), sizes[4], _floats(_argument(frame, 13), like)[0], sizes[5], sizes[3],
+        sizes[6], _floats(_result(frame, 0), like), slots, _floats(_result(frame, 2), like),
+        _floats(_result(frame, 3), like), _floats(_result(frame, 4), like), _floats(_result(frame, 5), like),
     )  # fmt: skip
 
 
 @njit
 def _tangent(frame, circuit, room, rows, like, count):
-    """Further arguments: chord, u, zeros for the nodes, changes of p, q, head, source, and further ones of u."""
+    """Further arguments: chord, u, zeros for the nodes, changes of p, q, head, source, more ones of u; the root's."""
     sizes, slots = integers(_argument(frame, 12)), _floats(_result(frame, 1), like)
     _clear(circuit, rows, _floats(_result(frame, 0), like), slots, count)
-    kernel.read_slots(circuit, rows, _floats(_argument(frame, 19), like), room.u)
     kernel.tangent_pass(
-        circuit, _floats(_argument(frame, 18), like), room, rows, _floats(_argument(frame, 20), like),
-        _floats(_argument(frame, 13), like)[0], sizes[3], _floats(_argument(frame, 21), like),
-        _floats(_argument(frame, 22), like), _floats(_argument(frame, 23), like), _floats(_argument(frame, 24), like),
-        _floats(_argument(frame, 25), like), _floats(_result(frame, 0), like), slots, _floats(_result(frame, 2), like),
+        circuit, _floats(_argument(frame, 18), like), _floats(_argument(frame, 26), like), room, rows,
+        _floats(_argument(frame, 20), like), _floats(_argument(frame, 13), like)[0], sizes[3],
+        _floats(_argument(frame, 19), like), _floats(_argument(frame, 21), like), _floats(_argument(frame, 22), like),
+        _floats(_argument(frame, 23), like), _floats(_argument(frame, 24), like), _floats(_argument(frame, 25), like),
+        _floats(_result(frame, 0), like), slots, _floats(_result(frame, 2), like), _floats(_result(frame, 3), like),
+        _floats(_result(frame, 4), like),
     )  # fmt: skip
 
 
 @njit
 def _cotangent(frame, circuit, room, rows, like, count):
-    """Further arguments: transposed chord, u, cotangents of v and of u."""
+    """Further arguments: transposed chord, u, cotangents of v, u, the root's current, the power taken; the root's."""
     sizes, slots = integers(_argument(frame, 12)), _floats(_result(frame, 4), like)
     fill_zero(slots, rows.first * rows.slots, count * rows.slots)
-    u = _floats(_argument(frame, 19), like)
-    kernel.read_slots(circuit, rows, u, room.u)
     kernel.cotangent_pass(
-        circuit, _floats(_argument(frame, 18), like), room, rows, _floats(_argument(frame, 13), like)[0], sizes[3], u,
-        _floats(_argument(frame, 20), like), _floats(_argument(frame, 21), like), _floats(_result(frame, 0), like),
-        _floats(_result(frame, 1), like), _floats(_result(frame, 2), like), _floats(_result(frame, 3), like), slots,
-        _floats(_result(frame, 5), like),
+        circuit, _floats(_argument(frame, 18), like), _floats(_argument(frame, 24), like), room, rows,
+        _floats(_argument(frame, 13), like)[0], sizes[3], _floats(_argument(frame, 19), like),
+        _floats(_argument(frame, 20), like), _floats(_argument(frame, 21), like), _floats(_argument(frame, 22), like),
+        _floats(_argument(frame, 23), like), _floats(_result(frame, 0), like), _floats(_result(frame, 1), like),
+        _floats(_result(frame, 2), like), _floats(_result(frame, 3), like), slots, _floats(_result(frame, 5), like),
     )  # fmt: skip
 
 

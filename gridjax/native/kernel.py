@@ -86,6 +86,7 @@ class Circuit(NamedTuple):
     devices: int
     sources: int
     heads: int  # numbers of the root's coordinates
+    consumers: int  # the first devices: loads and generators
 
 
 class Room(NamedTuple):
@@ -101,21 +102,28 @@ class Room(NamedTuple):
     e: Any  # the change before
     r: Any  # currents at voltage zero
     k: Any  # slopes
+    f: Any  # factors of the powers, the units' shares included
+    w: Any  # the voltages at which they are so
     p: Any  # powers of the devices
     q: Any
     s: Any  # sources
     dp: Any  # changes of these, or cotangents
     dq: Any
     ds: Any
-    base: Any  # directions of a linear solution
+    head: Any  # the current through the root
+    heads: Any  # that of the directions
+    base: Any  # directions of a linear solution and their images
+    part: Any  # how far the solution goes along each direction
+    inverse: Any  # of their images' squares
+    lean: Any  # how far each image leant on those before
 
 
 @njit
 def room_size(circuit):
     """How many vectors a pass needs."""
     return (
-        8 * circuit.size + 20 * circuit.units + 4 * circuit.devices + 2 * circuit.sources
-        + 4 * circuit.units * DIRECTIONS
+        8 * circuit.size + 20 * circuit.units + 4 * circuit.devices + 2 * circuit.sources + circuit.heads
+        + (4 * circuit.units + circuit.heads + 2 + DIRECTIONS) * DIRECTIONS
     )  # fmt: skip
 
 
@@ -125,13 +133,20 @@ def make_room(circuit, memory):
     n, u, d = 2 * circuit.size, 2 * circuit.units, circuit.devices
     start = 4 * n + u  # `kept` holds coordinates or voltages
     powers = start + 9 * u
+    sources = powers + 4 * d
+    head = sources + 2 * circuit.sources
+    heads = head + circuit.heads
+    base = heads + circuit.heads * DIRECTIONS
+    parts = base + 2 * u * DIRECTIONS
     return Room(
         further(memory, 0), further(memory, n), further(memory, 2 * n), further(memory, 3 * n),
         further(memory, start), further(memory, start + u), further(memory, start + 2 * u),
         further(memory, start + 3 * u), further(memory, start + 4 * u), further(memory, start + 5 * u),
-        further(memory, powers), further(memory, powers + d), further(memory, powers + 4 * d),
-        further(memory, powers + 2 * d), further(memory, powers + 3 * d),
-        further(memory, powers + 4 * d + circuit.sources), further(memory, powers + 4 * d + 2 * circuit.sources),
+        further(memory, start + 7 * u), further(memory, start + 8 * u),
+        further(memory, powers), further(memory, powers + d), further(memory, sources),
+        further(memory, powers + 2 * d), further(memory, powers + 3 * d), further(memory, sources + circuit.sources),
+        further(memory, head), further(memory, heads), further(memory, base),
+        further(memory, parts), further(memory, parts + DIRECTIONS), further(memory, parts + 2 * DIRECTIONS),
     )  # fmt: skip
 
 
@@ -252,6 +267,25 @@ def drawn(unit, o, re, im, zero):
 
 
 @njit
+def drawn_and_slopes(unit, o, re, im, zero):
+    """What `law` gives, of plain laws at less cost; of a scenario the same in any company, too."""
+    if not is_plain(unit, o):
+        return law(unit, o, re, im, zero)
+    v2 = re * re + im * im
+    inverse = full(zero, 1.0) / v2
+    p, q = inverse * at(unit, o + POWER_P), inverse * at(unit, o + POWER_Q)
+    fp, fq = p + spread(at(unit, o + IMPEDANCE_P)), q + spread(at(unit, o + IMPEDANCE_Q))
+    dp, dq = zero - p * inverse, zero - q * inverse
+    lo, hi = at(unit, o + VMIN), at(unit, o + VMAX)
+    inside = both(above(v2, spread(lo * lo)), at_most(v2, spread(hi * hi)))
+    if not all_true(inside):
+        gp, gq, hp, hq = law(unit, o, re, im, zero)
+        fp, fq = select(inside, fp, gp), select(inside, fq, gq)
+        dp, dq = select(inside, dp, hp), select(inside, dq, hq)
+    return fp, fq, dp, dq
+
+
+@njit
 def inject(circuit, k, xr, xi, j):
     """Adds the current of unit k at its terms."""
     for t in range(at(circuit.term_start, k), at(circuit.term_start, k + 1)):
@@ -283,7 +317,7 @@ def source(circuit, k, s, zero):
 
 @njit
 def draw(circuit, room, apart, zero):
-    """The currents at the units' voltages, those of the nominal slopes apart or not."""
+    """The currents at the units' voltages, those of the nominal slopes apart or not; they are in `r` too."""
     unit = circuit.unit
     for i in range(2 * circuit.size):
         store(room.j, i, zero)
@@ -300,12 +334,17 @@ def draw(circuit, room, apart, zero):
         if apart:
             xr = xr - (ur * at(unit, o + SLOPE) + ui * at(unit, o + SLOPE + 1))
             xi = xi - (ur * at(unit, o + SLOPE + 2) + ui * at(unit, o + SLOPE + 3))
+        store(room.r, 2 * k, xr)
+        store(room.r, 2 * k + 1, xi)
         inject(circuit, k, xr, xi, room.j)
 
 
 @njit
 def linearise(circuit, room, zero):
-    """Slopes at the units' voltages, less the nominal ones, in `k`; currents less slopes times voltages in `r`."""
+    """Slopes at the units' voltages, less the nominal ones, in `k`; currents less slopes times voltages in `r`.
+
+    And the factors of the powers in `f`, the whole voltages in `w`.
+    """
     unit = circuit.unit
     for k in range(circuit.units):
         o = k * COLUMNS
@@ -313,7 +352,11 @@ def linearise(circuit, room, zero):
         re, im = ur + spread(at(unit, o + NO_LOAD)), ui + spread(at(unit, o + NO_LOAD + 1))
         d, share = at(circuit.device, k), at(unit, o + SHARE)
         p, q = load(room.p, d) * share, load(room.q, d) * share
-        fp, fq, dp, dq = law(unit, o, re, im, zero)
+        fp, fq, dp, dq = drawn_and_slopes(unit, o, re, im, zero)
+        store(room.w, 2 * k, re)
+        store(room.w, 2 * k + 1, im)
+        store(room.f, 2 * k, fp * share)
+        store(room.f, 2 * k + 1, fq * share)
         a, b, da, db = p * fp, q * fq, p * dp, q * dq
         along = (da * re + db * im) * full(zero, -2.0)
         across = (db * re - da * im) * full(zero, 2.0)
@@ -448,7 +491,7 @@ def newton(circuit, plain, chord, room, tol, limit, inner, active, zero):
     """Newton's method from `u`, its linear systems by the chord method.
 
     A system that the chord method does not solve ends it, for there the determinant of the Jacobian may have changed
-    its sign.
+    its sign. The last sweep is one of the power flow.
     """
     one, limitless = full(zero, 1.0), full(zero, 1e30)
     residual, count, reached = limitless, zero, below(one, zero)
@@ -473,7 +516,24 @@ def newton(circuit, plain, chord, room, tol, limit, inner, active, zero):
         for i in range(2 * circuit.units):
             store(room.u, i, select(active, load(room.u, i) + load(room.d, i), load(room.kept, i)))
         count = select(active, count + one, count)
+    if some(active):
+        draw(circuit, room, False, zero)
+        sweep(circuit, plain, room.c, room.j, zero)
     return residual, count, reached
+
+
+@njit
+def go(circuit, room, held):
+    """Adds to `y` and `head` what the directions held give, each less what its image leant on those before."""
+    n = 2 * circuit.units
+    for j in range(held - 1, -1, -1):
+        part, p = load(room.part, j), further(room.base, 2 * n * j)
+        for i in range(j):
+            store(room.part, i, load(room.part, i) - part * load(room.lean, j * DIRECTIONS + i))
+        for i in range(n):
+            store(room.y, i, load(room.y, i) + part * load(p, i))
+        for i in range(circuit.heads):
+            store(room.head, i, load(room.head, i) + part * load(room.heads, j * circuit.heads + i))
 
 
 @njit
@@ -482,7 +542,8 @@ def response(circuit, operators, room, tolerance, limit, zero):
 
     (S. C. Eisenstat, H. C. Elman, M. H. Schultz, 1983.) The equation `w = L (r + K w) + more` is taken as
     `w - L' (K - K0) w = L' (r + more)` with the chord operators L'; the residual is made smallest over the last
-    `DIRECTIONS` directions. The coordinates at the end are those of one more sweep. Those of the root are in `kept`.
+    `DIRECTIONS` directions. What one more sweep would give is known without it: the units' voltages are the last ones
+    and their residual, in `y`; the root's current is in `head`. The root's coordinates are taken from `kept`.
 
     Returns:
       Whether each scenario has converged.
@@ -502,51 +563,56 @@ def response(circuit, operators, room, tolerance, limit, zero):
         store(room.y, 2 * k, zero)
         store(room.y, 2 * k + 1, zero)
         goal = goal + yr * yr + yi * yi
+    for i in range(circuit.heads):
+        store(room.head, i, load(room.j, i))
     size = goal
     goal = goal * tolerance * tolerance
     root_coordinates(circuit, room, False, zero)
-    for step in range(limit):
+    held = 0
+    for _ in range(limit):
         if not some(above(size, goal)):
             break
-        used = step % DIRECTIONS
-        p, q = further(room.base, 2 * n * used), further(room.base, 2 * n * used + n)
+        p, q = further(room.base, 2 * n * held), further(room.base, 2 * n * held + n)
         for i in range(n):
             store(room.u, i, load(room.d, i))
+            store(p, i, load(room.d, i))
         respond(circuit, room, True, zero)
         sweep(circuit, operators, room.c, room.j, zero)
         for k in range(circuit.units):
             yr, yi = see(circuit, k, room.c, zero)
             store(q, 2 * k, load(room.u, 2 * k) - yr)
             store(q, 2 * k + 1, load(room.u, 2 * k + 1) - yi)
-        for i in range(n):
-            store(p, i, load(room.u, i))
-        for other in range(used):
-            p2, q2 = further(room.base, 2 * n * other), further(room.base, 2 * n * other + n)
-            top, bottom = zero, least
+        for i in range(circuit.heads):
+            store(room.heads, held * circuit.heads + i, load(room.j, i))
+        for other in range(held):
+            q2, top = further(room.base, 2 * n * other + n), zero
             for i in range(n):
-                a, b = load(q, i), load(q2, i)
-                top, bottom = top + a * b, bottom + b * b
-            part = top / bottom
+                top = top + load(q, i) * load(q2, i)
+            lean = top * load(room.inverse, other)
+            store(room.lean, held * DIRECTIONS + other, lean)
             for i in range(n):
-                store(q, i, load(q, i) - part * load(q2, i))
-                store(p, i, load(p, i) - part * load(p2, i))
+                store(q, i, load(q, i) - lean * load(q2, i))
         top, bottom = zero, least
         for i in range(n):
             a = load(q, i)
             top, bottom = top + a * load(room.d, i), bottom + a * a
         part = select(above(size, goal), top / bottom, zero)
+        store(room.part, held, part)
+        store(room.inverse, held, full(zero, 1.0) / bottom)
         size_now = zero
         for i in range(n):
-            store(room.y, i, load(room.y, i) + part * load(p, i))
             left = load(room.d, i) - part * load(q, i)
             store(room.d, i, left)
             size_now = size_now + left * left
         size = size_now
+        held += 1
+        if held == DIRECTIONS:
+            go(circuit, room, held)
+            held = 0
+    go(circuit, room, held)
     for i in range(n):
         store(room.u, i, load(room.y, i))
-    root_coordinates(circuit, room, True, zero)
-    respond(circuit, room, False, zero)
-    sweep(circuit, operators, room.c, room.j, zero)
+        store(room.y, i, load(room.y, i) + load(room.d, i))
     return at_most(size, goal * full(zero, 1e4))
 
 
@@ -564,6 +630,43 @@ class Rows(NamedTuple):
     last: int
     nodes: int
     slots: int
+
+
+@njit
+def root_current(circuit, room, own, j, given):
+    """The current through the root, in `head`; to what came up, `j`, adds what the root's coordinates draw.
+
+    That is `own`, of the chord's operators or their transposes; the plain circuit's is left to the caller. `given` are
+    the root's coordinates.
+    """
+    n = circuit.heads
+    for i in range(n):
+        total = load(j, i)
+        for k in range(n):
+            total = total + load(given, k) * at(own, i * n + k)
+        store(room.head, i, total)
+
+
+@njit
+def consumption(circuit, room, apart, zero):
+    """The power that loads and generators take by the last sweep: its voltages and the currents that led to them.
+
+    By J. Tellegen's theorem (1952) it balances with the root's to rounding, however far the iteration went.
+    """
+    p, q = zero, zero
+    for k in range(circuit.units):
+        if at(circuit.device, k) >= circuit.consumers:
+            continue
+        o = k * COLUMNS
+        ur, ui = see(circuit, k, room.c, zero)
+        xr, xi = load(room.r, 2 * k), load(room.r, 2 * k + 1)
+        if apart:
+            xr = xr + (ur * at(circuit.unit, o + SLOPE) + ui * at(circuit.unit, o + SLOPE + 1))
+            xi = xi + (ur * at(circuit.unit, o + SLOPE + 2) + ui * at(circuit.unit, o + SLOPE + 3))
+        re = ur + spread(at(circuit.unit, o + NO_LOAD))
+        im = ui + spread(at(circuit.unit, o + NO_LOAD + 1))
+        p, q = p - (re * xr + im * xi), q - (im * xr - re * xi)
+    return p, q
 
 
 @njit
@@ -657,8 +760,8 @@ def take_nodes(circuit, room, rows, v_bar):
 
 
 @njit
-def solve_pass(circuit, plain, chord, room, rows, head, no_load, method, tolerance, chord_limit, limit, inner, v, slots,
-               steps_out, residual_out):  # fmt: skip
+def solve_pass(circuit, plain, chord, own, room, rows, head, no_load, method, tolerance, chord_limit, limit, inner,
+               v, slots, steps_out, residual_out, head_out, taken_out):  # fmt: skip
     """Solves the scenarios that `read` has taken."""
     zero = full_zero(room.c)
     one, tol = full(zero, 1.0), zero + spread(tolerance)
@@ -671,8 +774,13 @@ def solve_pass(circuit, plain, chord, room, rows, head, no_load, method, toleran
         for i in range(2 * circuit.units):
             store(room.u, i, zero)
         size, steps, _ = newton(circuit, plain, chord, room, tol, limit, inner, everywhere, zero)
+        for i in range(circuit.heads):
+            store(room.head, i, load(room.j, i))
+        p, q = consumption(circuit, room, False, zero)
     else:
         size, steps, reached = accelerated(circuit, chord, room, False, tol, chord_limit, everywhere, zero)
+        root_current(circuit, room, own, room.j, room.c)
+        p, q = consumption(circuit, room, True, zero)
         left = below(select(reached, one, zero), one)
         if some(left) and limit > chord_limit:
             near = both(left, below(size, full(zero, NEAR)))
@@ -682,6 +790,10 @@ def solve_pass(circuit, plain, chord, room, rows, head, no_load, method, toleran
                 store(room.kept, i, load(room.c, i))
             again, more, _ = damped(circuit, plain, room, tol, limit - chord_limit, left, zero)
             size, steps = select(left, again, size), steps + more
+            p_now, q_now = consumption(circuit, room, False, zero)
+            p, q = select(left, p_now, p), select(left, q_now, q)
+            for i in range(circuit.heads):
+                store(room.head, i, select(left, load(room.j, i), load(room.head, i)))
             for i in range(2 * circuit.size):
                 store(room.c, i, select(left, load(room.c, i), load(room.kept, i)))
     write_nodes(circuit, room, rows, no_load, v)
@@ -691,16 +803,18 @@ def solve_pass(circuit, plain, chord, room, rows, head, no_load, method, toleran
         scatter(slots, rows.first, rows.last, rows.slots, at(circuit.slot, 2 * k + 1), yi)
     scatter(steps_out, rows.first, rows.last, 1, 0, steps)
     scatter(residual_out, rows.first, rows.last, 1, 0, size)
+    for i in range(circuit.heads):
+        scatter(head_out, rows.first, rows.last, circuit.heads, i, load(room.head, i))
+    scatter(taken_out, rows.first, rows.last, 2, 0, p)
+    scatter(taken_out, rows.first, rows.last, 2, 1, q)
 
 
 @njit
-def at_solution(circuit, room, k, zero):
-    """The voltage of unit k and the factors of its powers, its share included."""
-    unit, o = circuit.unit, k * COLUMNS
-    re = load(room.u, 2 * k) + spread(at(unit, o + NO_LOAD))
-    im = load(room.u, 2 * k + 1) + spread(at(unit, o + NO_LOAD + 1))
-    fp, fq, _, _ = law(unit, o, re, im, zero)
-    return re, im, fp * at(unit, o + SHARE), fq * at(unit, o + SHARE)
+def current(circuit, room, k, p, q):
+    """What unit k injects at voltage `w` if its device has the powers p, q; without a source's current."""
+    re, im, d = load(room.w, 2 * k), load(room.w, 2 * k + 1), at(circuit.device, k)
+    a, b = load(p, d) * load(room.f, 2 * k), load(q, d) * load(room.f, 2 * k + 1)
+    return full_zero(room.c) - (a * re + b * im), b * re - a * im
 
 
 @njit
@@ -716,8 +830,9 @@ def whole(circuit, room, k, xr, xi, transposed):
 
 
 @njit
-def tangent_pass(circuit, chord, room, rows, none, tolerance, limit, dp, dq, dhead, dsource, more, v, slots, lost):
-    """How voltages answer to changes of what `read` takes; `u` holds the units' voltages.
+def tangent_pass(circuit, chord, own, room, rows, none, tolerance, limit, u, dp, dq, dhead, dsource, more, v, slots,
+                 lost, head_out, taken_out):  # fmt: skip
+    """How the solution answers to changes of what `read` takes; `u` are the units' voltages, in their slots.
 
     `more` are changes of the units' voltages that come from elsewhere. The slopes act on the whole voltage w + more, of
     which the circuit gives w.
@@ -730,59 +845,86 @@ def tangent_pass(circuit, chord, room, rows, none, tolerance, limit, dp, dq, dhe
     for i in range(circuit.sources):
         store(room.ds, i, gather(dsource, rows.first, rows.last, circuit.sources, i))
     read_head(circuit, rows, dhead, room.kept)
+    read_slots(circuit, rows, u, room.u)
     linearise(circuit, room, zero)
     for i in range(2 * circuit.size):
         store(room.more, i, zero)
     for k in range(circuit.units):
-        re, im, fp, fq = at_solution(circuit, room, k, zero)
-        d = at(circuit.device, k)
-        a, b = load(room.dp, d) * fp, load(room.dq, d) * fq
+        xr, xi = current(circuit, room, k, room.dp, room.dq)
         sr, si = source(circuit, k, room.ds, zero)
-        xr, xi = sr - a * re - b * im, si + b * re - a * im
         fr = gather(more, rows.first, rows.last, rows.slots, at(circuit.slot, 2 * k))
         fi = gather(more, rows.first, rows.last, rows.slots, at(circuit.slot, 2 * k + 1))
         kr, ki = whole(circuit, room, k, fr, fi, False)
-        store(room.r, 2 * k, xr + kr)
-        store(room.r, 2 * k + 1, xi + ki)
+        store(room.r, 2 * k, sr + xr + kr)
+        store(room.r, 2 * k + 1, si + xi + ki)
     reached = response(circuit, chord, room, spread(tolerance), limit, zero)
+    root_coordinates(circuit, room, True, zero)
+    respond(circuit, room, False, zero)
+    sweep(circuit, chord, room.c, room.j, zero)
     write_nodes(circuit, room, rows, none, v)
+    root_current(circuit, room, own, room.head, room.kept)
+    for i in range(circuit.heads):
+        scatter(head_out, rows.first, rows.last, circuit.heads, i, load(room.head, i))
+    p, q = zero, zero
     for k in range(circuit.units):
         yr, yi = see(circuit, k, room.c, zero)
         i, j = at(circuit.slot, 2 * k), at(circuit.slot, 2 * k + 1)
-        fr = gather(more, rows.first, rows.last, rows.slots, i)
-        fi = gather(more, rows.first, rows.last, rows.slots, j)
-        scatter(slots, rows.first, rows.last, rows.slots, i, yr + fr)
-        scatter(slots, rows.first, rows.last, rows.slots, j, yi + fi)
+        dr = yr + gather(more, rows.first, rows.last, rows.slots, i)
+        di = yi + gather(more, rows.first, rows.last, rows.slots, j)
+        scatter(slots, rows.first, rows.last, rows.slots, i, dr)
+        scatter(slots, rows.first, rows.last, rows.slots, j, di)
+        if at(circuit.device, k) < circuit.consumers:
+            re, im = load(room.w, 2 * k), load(room.w, 2 * k + 1)
+            xr, xi = current(circuit, room, k, room.p, room.q)
+            kr, ki = whole(circuit, room, k, yr, yi, False)
+            kr, ki = kr + load(room.r, 2 * k), ki + load(room.r, 2 * k + 1)
+            p = p - (dr * xr + di * xi + re * kr + im * ki)
+            q = q - (di * xr - dr * xi + im * kr - re * ki)
+    scatter(taken_out, rows.first, rows.last, 2, 0, p)
+    scatter(taken_out, rows.first, rows.last, 2, 1, q)
     scatter(lost, rows.first, rows.last, 1, 0, select(reached, zero, one))
 
 
 @njit
-def cotangent_pass(circuit, transposed, room, rows, tolerance, limit, u, v_bar, u_bar, p_bar, q_bar, head_bar,
-                   source_bar, more_bar, lost):  # fmt: skip
+def weigh(sp, sq, re, im, zero):
+    """What cotangents of a unit's power are as ones of its current."""
+    return zero - (sp * re + sq * im), sq * re - sp * im
+
+
+@njit
+def cotangent_pass(circuit, transposed, own, room, rows, tolerance, limit, u, v_bar, u_bar, root_bar, taken_bar, p_bar,
+                   q_bar, head_bar, source_bar, more_bar, lost):  # fmt: skip
     """The transpose of `tangent_pass`."""
     zero = full_zero(room.c)
     one = full(zero, 1.0)
+    read_slots(circuit, rows, u, room.u)
     linearise(circuit, room, zero)
+    read_head(circuit, rows, root_bar, room.kept)
+    sp, sq = gather(taken_bar, rows.first, rows.last, 2, 0), gather(taken_bar, rows.first, rows.last, 2, 1)
+    for i in range(2 * circuit.size):
+        store(room.more, i, zero)
+    take_nodes(circuit, room, rows, v_bar)
     for k in range(circuit.units):
         across = load(room.k, 4 * k + 1)
         store(room.k, 4 * k + 1, load(room.k, 4 * k + 2))
         store(room.k, 4 * k + 2, across)
-    for i in range(2 * circuit.size):
-        store(room.more, i, zero)
-    for i in range(circuit.heads):
-        store(room.kept, i, zero)
-    take_nodes(circuit, room, rows, v_bar)
-    for k in range(circuit.units):
-        i, j = at(circuit.slot, 2 * k), at(circuit.slot, 2 * k + 1)
-        ur = gather(u_bar, rows.first, rows.last, rows.slots, i)
-        ui = gather(u_bar, rows.first, rows.last, rows.slots, j)
+        ur = gather(u_bar, rows.first, rows.last, rows.slots, at(circuit.slot, 2 * k))
+        ui = gather(u_bar, rows.first, rows.last, rows.slots, at(circuit.slot, 2 * k + 1))
+        if at(circuit.device, k) < circuit.consumers:
+            re, im = load(room.w, 2 * k), load(room.w, 2 * k + 1)
+            xr, xi = current(circuit, room, k, room.p, room.q)
+            wr, wi = weigh(sp, sq, re, im, zero)
+            kr, ki = whole(circuit, room, k, wr, wi, True)
+            ur, ui = ur + kr - (sp * xr - sq * xi), ui + ki - (sp * xi + sq * xr)
+        store(room.e, 2 * k, ur)
+        store(room.e, 2 * k + 1, ui)
         inject(circuit, k, ur, ui, room.more)
     for i in range(2 * circuit.units):
         store(room.r, i, zero)
     reached = response(circuit, transposed, room, spread(tolerance), limit, zero)
+    root_current(circuit, room, own, room.head, room.kept)
     for i in range(circuit.heads):
-        scatter(head_bar, rows.first, rows.last, circuit.heads, i, load(room.j, i))
-    read_slots(circuit, rows, u, room.u)
+        scatter(head_bar, rows.first, rows.last, circuit.heads, i, load(room.head, i))
     for d in range(circuit.devices):
         store(room.dp, d, zero)
         store(room.dq, d, zero)
@@ -790,20 +932,21 @@ def cotangent_pass(circuit, transposed, room, rows, tolerance, limit, u, v_bar, 
         store(room.ds, i, zero)
     for k in range(circuit.units):
         o, d = k * COLUMNS, at(circuit.device, k)
-        re, im, fp, fq = at_solution(circuit, room, k, zero)
-        xr, xi = see(circuit, k, room.c, zero)
+        re, im = load(room.w, 2 * k), load(room.w, 2 * k + 1)
+        xr, xi = load(room.y, 2 * k), load(room.y, 2 * k + 1)
         fr, fi = whole(circuit, room, k, xr, xi, True)
         i, j = at(circuit.slot, 2 * k), at(circuit.slot, 2 * k + 1)
-        fr = fr + gather(u_bar, rows.first, rows.last, rows.slots, i)
-        fi = fi + gather(u_bar, rows.first, rows.last, rows.slots, j)
-        scatter(more_bar, rows.first, rows.last, rows.slots, i, fr)
-        scatter(more_bar, rows.first, rows.last, rows.slots, j, fi)
-        store(room.dp, d, load(room.dp, d) - fp * (xr * re + xi * im))
-        store(room.dq, d, load(room.dq, d) + fq * (xi * re - xr * im))
+        scatter(more_bar, rows.first, rows.last, rows.slots, i, fr + load(room.e, 2 * k))
+        scatter(more_bar, rows.first, rows.last, rows.slots, j, fi + load(room.e, 2 * k + 1))
         if at(circuit.unit, o + SOURCE) >= 0:
             i = int(at(circuit.unit, o + SOURCE))
             total = load(room.ds, i) + xr * at(circuit.unit, o + EMF) + xi * at(circuit.unit, o + EMF + 1)
             store(room.ds, i, total)
+        if d < circuit.consumers:
+            wr, wi = weigh(sp, sq, re, im, zero)
+            xr, xi = xr + wr, xi + wi
+        store(room.dp, d, load(room.dp, d) - load(room.f, 2 * k) * (xr * re + xi * im))
+        store(room.dq, d, load(room.dq, d) + load(room.f, 2 * k + 1) * (xi * re - xr * im))
     for d in range(circuit.devices):
         scatter(p_bar, rows.first, rows.last, circuit.devices, d, load(room.dp, d))
         scatter(q_bar, rows.first, rows.last, circuit.devices, d, load(room.dq, d))

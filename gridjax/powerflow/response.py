@@ -18,7 +18,15 @@ import jax.numpy as jnp
 
 from gridjax.grid import Grid, OperatingPoint, Tier
 from gridjax.powerflow.newton import eliminate, slopes
-from gridjax.powerflow.sweep import largest, linear, prepare, slot_currents, upwards
+from gridjax.powerflow.sweep import (
+    consumption,
+    largest,
+    linear,
+    prepare,
+    slot_currents,
+    source_current,
+    upwards,
+)
 
 INNER = 5  # chord steps a correction
 OUTER = 8  # corrections
@@ -95,7 +103,7 @@ def _answer(grid: Grid, k: Slopes, c: jax.Array, transpose: bool) -> jax.Array:
 
 def tangent(
     grid: Grid, points: OperatingPoint, u: jax.Array, change: OperatingPoint, further: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, ...]:
     """How a change of the operating points changes the solution.
 
     Args:
@@ -106,7 +114,8 @@ def tangent(
       further: (batch, zones, 2 slots) changes of a sweep's outcome for other reasons.
 
     Returns:
-      Changes of the node voltages, real and imaginary (batch, nodes), and of u.
+      Changes of the node voltages, real and imaginary (batch, nodes), of u, of the first source's current (batch,
+      2 boundary) and of the power taken (batch, 2).
     """
     u = jnp.moveaxis(u, 0, -1)
     inputs, dinputs = jax.jvp(lambda p: prepare(grid, p), (points,), (change,))
@@ -119,12 +128,15 @@ def tangent(
     zs = grid.zones
     rows = jnp.einsum("zij,zjb->bzi", zs.n, dx) + jnp.einsum("zij,zjb->bzi", zs.n_boundary, boundary)
     re, im = (a.reshape(a.shape[0], a.shape[1] * a.shape[2])[:, grid.node_place] for a in jnp.split(rows, 2, axis=2))
-    return re, im, jnp.moveaxis(du, -1, 0)
+    amps = source_current(grid, dinputs.head[0], dx)
+    _, taken = jax.jvp(lambda i, u: consumption(grid, i, u), (inputs, u), (dinputs, du))
+    return re, im, jnp.moveaxis(du, -1, 0), amps.T, taken.T
 
 
 def cotangent(
-    grid: Grid, points: OperatingPoint, u: jax.Array, re: jax.Array, im: jax.Array, u_bar: jax.Array
-) -> tuple[OperatingPoint, jax.Array]:
+    grid: Grid, points: OperatingPoint, u: jax.Array, re: jax.Array, im: jax.Array, u_bar: jax.Array, amps: jax.Array,
+    taken: jax.Array,
+) -> tuple[OperatingPoint, jax.Array]:  # fmt: skip
     """The transpose of `tangent`: from cotangents of the solution to those of `change` and `further`."""
     u, u_bar, zs = jnp.moveaxis(u, 0, -1), jnp.moveaxis(u_bar, 0, -1), grid.zones
     batch, (zones, rows) = re.shape[0], zs.v_ref.shape
@@ -136,15 +148,17 @@ def cotangent(
     direct = jnp.einsum("zij,bzi->zjb", zs.n, v_bar)
     boundary = jnp.einsum("zij,bzi->zjb", zs.n_boundary, v_bar)
     inputs = prepare(grid, points)
+    _, pull_power = jax.vjp(lambda p, u: consumption(grid, prepare(grid, p), u), points, u)
+    by_power, more = pull_power(taken.T)
+    u_bar = u_bar + more
     k = slopes(grid, inputs, u)
     tiers = _transposed(zs.tiers)
-    head = jnp.zeros_like(inputs.head)
-    down, _ = linear(tiers, u_bar, head, boundary)
+    down, _ = linear(tiers, u_bar, -amps.T[None], boundary)
     x_bar = _answer(grid, k, direct + down, transpose=True)
     further = _times(_transposed_slopes(k), x_bar) + u_bar
     carried = upwards(tiers, further, boundary)
-    head_bar = jnp.einsum("zij,zjb->zib", tiers[-1].t, carried[-1])
+    head_bar = jnp.einsum("zij,zjb->zib", tiers[-1].t, carried[-1]) + (amps @ zs.head_y).T[None]
     if len(tiers) == 1:
         head_bar = head_bar + boundary
     _, pull = jax.vjp(lambda p: (slot_currents(grid, prepare(grid, p), u), prepare(grid, p).head), points)
-    return pull((x_bar, head_bar))[0], jnp.moveaxis(further, -1, 0)
+    return jax.tree.map(jnp.add, pull((x_bar, head_bar))[0], by_power), jnp.moveaxis(further, -1, 0)

@@ -6,10 +6,11 @@ in the order of the feeder's tables, under the tables' names; arrays are padded 
 conductors).
 
 Guarantees:
-  In float64 and at a converged solution, what the sources deliver is what loads take plus losses to 1e-9 of it, and
-  the currents at every node sum to zero but for the rounding of voltages times the stiffest admittance at the node
-  (1e-8 pu beside a switch of 1e-7 ohm). In float32 voltages, `losses` and `source_power` hold, but currents through
-  elements of very low impedance are differences of nearly equal numbers: use float64 for them.
+  In float64 and at a converged solution, what the sources deliver is what loads take plus losses to 1e-9 of it, or to
+  the tolerance of `solve` if that is larger, and the currents at every node sum to zero but for the rounding of
+  voltages times the stiffest admittance at the node (1e-8 pu beside a switch of 1e-7 ohm). In float32 voltages,
+  `losses` and `source_power` hold, but currents through elements of very low impedance are differences of nearly equal
+  numbers: use float64 for them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from gridjax.admittance import primitive
 from gridjax.grid import Grid, OperatingPoint
 from gridjax.powerflow.injections import factors
 from gridjax.powerflow.solve import PowerFlow
-from gridjax.powerflow.sweep import Inputs, prepare, slot_currents, source_current
 
 PASSIVE = ("lines", "switches", "transformers", "capacitors", "reactors", "admittances")
 
@@ -116,24 +116,14 @@ def element_losses(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> dict[s
     return {kind: jnp.sum(s, axis=(1, 2)) for kind, s in powers(grid, point, flow).items() if kind in PASSIVE}
 
 
-def _slots(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> tuple[Inputs, jax.Array, jax.Array]:
-    """The slots' operating point, their inputs and their voltages, (zones, 2 slots, 1)."""
-    inputs = prepare(grid, jax.tree.map(lambda a: a[None], point))
-    u = flow.slots[..., None]
-    return inputs, slot_currents(grid, inputs, u), u + grid.zones.u_ref[..., None]
-
-
 def losses(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> jax.Array:
     """Complex kVA lost in all passive elements together, capacitors' reactive power included; scalar.
 
     What sources and generators deliver less what loads take: the sum of `element_losses` at a fraction of its cost,
     and exact in float32 too.
     """
-    m = grid.shape.slots
-    _, x, u = _slots(grid, point, flow)
-    delivered = jax.lax.complex(u[:, :m], u[:, m:]) * jax.lax.complex(x[:, :m], -x[:, m:])
-    devices = jnp.where(grid.units.device[..., None] < grid.shape.devices, delivered, 0.0)
-    return jnp.sum(source_power(grid, point, flow)) + jnp.sum(devices) * (grid.base_va / 1e3)
+    taken = jax.lax.complex(flow.taken[0], flow.taken[1]) * (grid.base_va / 1e3)
+    return jnp.sum(source_power(grid, point, flow)) - taken
 
 
 def source_power(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> jax.Array:
@@ -141,18 +131,27 @@ def source_power(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> jax.Arra
 
     The first source's current is what the circuit takes, not the drop over its own impedance, which may be tiny.
     """
-    inputs, x, _ = _slots(grid, point, flow)
-    form = grid.zones.head_form
-    h = form.shape[0]
-    amps = source_current(grid, inputs, x)[:, 0]
-    nodes = grid.branches["sources"].nodes[:, 0]
-    volts = _padded(flow)[nodes]
-    first = jnp.pad(volts[0], (0, max(0, h - volts.shape[1])))[:h]
-    first = jnp.sum((form @ first) * jax.lax.complex(amps[:h], -amps[h:])) * (grid.base_va / 1e3)
+    first = _first_source_power(grid, point, flow)
     if grid.shape.sources == 1:
         return first[None]
-    others = -volts * grid.node_volts[nodes] * jnp.conj(_currents(grid, point, flow, "sources")[:, 0]) / 1e3
+    nodes = grid.branches["sources"].nodes[:, 0]
+    volts = _padded(flow)[nodes] * grid.node_volts[nodes]
+    others = -volts * jnp.conj(_currents(grid, point, flow, "sources")[:, 0]) / 1e3
     return jnp.sum(others, axis=1).at[0].set(first)
+
+
+def _first_source_power(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> jax.Array:
+    """That of its EMF less what its own impedance takes: so its derivatives need none by nodes' voltages."""
+    zs, sources = grid.zones, grid.branches["sources"]
+    h, n = zs.head_form.shape[0], sources.nodes.shape[2]
+    k = min(h, n)
+    current = jax.lax.complex(flow.source[:h], flow.source[h:])
+    emf = grid.source_emf * point.source_pu[0]
+    inside = jnp.sum(jax.lax.complex(emf[:h], emf[h:]) * jnp.conj(current)) * (grid.base_va / 1e3)
+    y = jax.lax.complex(sources.y_re[0], sources.y_im[0])[:k, :k]
+    impedance = jnp.linalg.inv(y + jnp.diag((jnp.diagonal(y) == 0).astype(y.dtype)))  # where conductors only pad: any
+    amps = (zs.head_form.T @ current)[:k] * (grid.base_va / grid.node_volts[sources.nodes[0, 0, :k]])
+    return inside - jnp.sum((impedance @ amps) * jnp.conj(amps)) / 1e3
 
 
 def _unit_currents_pu(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> tuple[jax.Array, jax.Array]:

@@ -19,7 +19,18 @@ from gridjax.powerflow.chord import rough
 from gridjax.powerflow.chunks import batched, in_chunks
 from gridjax.powerflow.newton import newton
 from gridjax.powerflow.response import cotangent, tangent
-from gridjax.powerflow.sweep import Inputs, Solution, fixed_point, linear, node_voltages, prepare, slot_currents
+from gridjax.powerflow.sweep import (
+    Inputs,
+    Solution,
+    consumption,
+    emf,
+    fixed_point,
+    linear,
+    node_voltages,
+    prepare,
+    slot_currents,
+    source_current,
+)
 
 ROUGH_STEPS = 12  # where the chord has not converged by then, as with loads that switch their law, it will not
 FIELDS = tuple(OperatingPoint.__dataclass_fields__)
@@ -39,6 +50,9 @@ class PowerFlow:
         iteration broke down.
       slots: (zones, 2 slots) the grid's own coordinates of the solution: from them powers follow without differences
         of nearly equal voltages.
+      source: (2 conductors,) current that the first source delivers, in the grid's own coordinates (see
+        `Zones.head_form`), real parts before imaginary ones; per unit of base power over base voltage.
+      taken: (2,) active and reactive power that all loads take less what generators give; per unit of base power.
     """
 
     v: jax.Array
@@ -46,6 +60,8 @@ class PowerFlow:
     iterations: jax.Array
     residual: jax.Array
     slots: jax.Array
+    source: jax.Array
+    taken: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("method", "tol", "max_iterations"))
@@ -88,8 +104,8 @@ def solve(
     _check_shapes(grid, point)
     limit = DEFAULT_ITERATIONS[method] if max_iterations is None else max_iterations
     tol = max(tol, 4 * float(jnp.finfo(grid.zones.u_ref.dtype).eps))
-    v, slots, iterations, residual = _root(grid, point, method, tol, limit)
-    return PowerFlow(v=v, converged=residual <= tol, iterations=iterations, residual=residual, slots=slots)
+    v, slots, source, taken, iterations, residual = _root(grid, point, method, tol, limit)
+    return PowerFlow(v, residual <= tol, iterations, residual, slots, source, taken)
 
 
 def _check_shapes(grid: Grid, point: OperatingPoint) -> None:
@@ -112,7 +128,7 @@ def _lost_series_bank(grid: Grid, point: OperatingPoint) -> jax.Array:
 
 
 def _root(grid: Grid, point: OperatingPoint, method: str, tol: float, limit: int):
-    """Node voltages, slots' voltages, iterations and residual of one scenario, with implicit derivatives.
+    """What `_batched` gives, of one scenario, with implicit derivatives.
 
     With `u = sweep(u, parameters)`, the tangent solves `(1 - d sweep/d u) du = d sweep/d parameters`. Everything is in
     real coordinates, so that nothing needs to be holomorphic.
@@ -121,26 +137,25 @@ def _root(grid: Grid, point: OperatingPoint, method: str, tol: float, limit: int
 
     @jax.custom_jvp
     def root(grid, point):
-        v, u, iterations, residual = kernel(grid, _batch(point))
+        *found, residual = kernel(grid, _batch(point))
         residual = jnp.where(_lost_series_bank(grid, point), jnp.inf, residual[0])
-        return v[0], u[0], iterations[0], residual
+        return *(a[0] for a in found), residual
 
     def rule(primals, tangents):
         at_grid, at_point = primals
         solution: Any = root(at_grid, at_point)
-        v, u, iterations, residual = solution
+        *state, iterations, residual = solution
         change = {k: getattr(tangents[1], k) for k in FIELDS}
         change = {k: t for k, t in change.items() if _moved(t) and t.size}
         by_grid = None
         if any(_moved(t) for t in jax.tree.leaves(tangents[0])):
             by_grid = jax.tree.map(lambda t, a: t if _moved(t) else _still(a), tangents[0], at_grid)
-        dv, du = jnp.zeros_like(v), jnp.zeros_like(u)
+        moves = [jnp.zeros_like(a) for a in state]
         if change or by_grid is not None:
-            dv, du = _answer(at_grid, at_point, u, change, by_grid)
             solved = residual <= tol
-            dv, du = jnp.where(solved, dv, 0.0), jnp.where(solved, du, 0.0)
+            moves = [jnp.where(solved, d, 0.0) for d in _answer(at_grid, at_point, state[1], change, by_grid)]
         no_tangents = np.zeros(iterations.shape, jax.dtypes.float0), jnp.zeros_like(residual)
-        return (v, u, iterations, residual), (dv, du, *no_tangents)
+        return solution, (*moves, *no_tangents)
 
     root.defjvp(rule, symbolic_zeros=True)
     return root(grid, point)
@@ -148,41 +163,42 @@ def _root(grid: Grid, point: OperatingPoint, method: str, tol: float, limit: int
 
 def _answer(
     grid: Grid, point: OperatingPoint, u: jax.Array, change: dict[str, jax.Array], by_grid: Grid | None
-) -> tuple[jax.Array, jax.Array]:
-    """The changes of v (nodes,) and u with those of some of the point's fields, and with that of the grid, if any.
+) -> tuple[jax.Array, ...]:
+    """The changes of v, u, the source's current and the power taken, with those of some of the point's fields.
 
-    They solve a triangular system `A (change, du, dv) = (change, right)`, for whose solution and transposed solution
-    JAX takes the batched kernels; derivatives of higher order see A in plain terms.
+    And with that of the grid, if any. They solve a triangular system `A (change, du, dv, ...) = (change, right)`, for
+    whose solution and transposed solution JAX takes the batched kernels; derivatives of higher order see A in plain
+    terms.
     """
 
     def whole(part):
         return dataclasses.replace(_still(point), **part)
 
     def matvec(x):
-        part, du, re, im = x
-        _, (su, sv) = jax.jvp(lambda p, s: _sweep(grid, p, s), (point, u), (whole(part), du))
-        return part, du - su, re - sv.real, im - sv.imag
+        part, du, *rest = x
+        _, (su, *of_rest) = jax.jvp(lambda p, s: _sweep(grid, p, s), (point, u), (whole(part), du))
+        return part, du - su, *(a - b for a, b in zip(rest, of_rest, strict=True))
 
     def solve_(_, b):
-        re, im, du = TANGENT(grid, _batch(point), u[None], _batch(whole(b[0])), _batch(b[1]))
-        return b[0], du[0], b[2] + re[0], b[3] + im[0]
+        re, im, du, *rest = TANGENT(grid, _batch(point), u[None], _batch(whole(b[0])), _batch(b[1]))
+        return b[0], du[0], *(a + c[0] for a, c in zip(b[2:], (re, im, *rest), strict=True))
 
     def transposed(_, b):
-        bar, du = COTANGENT(grid, _batch(point), u[None], *_batch((b[2], b[3], b[1])))
-        return {k: a + getattr(bar, k)[0] for k, a in b[0].items()}, du[0], b[2], b[3]
+        part, u_bar, re, im, *rest = b
+        bar, du = COTANGENT(grid, _batch(point), u[None], *_batch((re, im, u_bar, *rest)))
+        return {k: a + getattr(bar, k)[0] for k, a in part.items()}, du[0], re, im, *rest
 
     if by_grid is None:
         # Zero, but linear in the change: JAX transposes only what is. The transpose of this reads nothing.
         none = next(iter(change.values())).ravel()[:0]
+        outcome = jax.eval_shape(lambda s: _sweep(grid, point, s), u)
         right = tuple(
-            jax.lax.pad(none, jnp.zeros((), none.dtype), [(0, math.prod(shape), 0)]).reshape(shape)
-            for shape in (u.shape, (grid.shape.nodes,), (grid.shape.nodes,))
+            jax.lax.pad(none, jnp.zeros((), none.dtype), [(0, math.prod(a.shape), 0)]).reshape(a.shape) for a in outcome
         )
     else:
-        _, (du, dv) = jax.jvp(lambda g: _sweep(g, point, u), (grid,), (by_grid,))
-        right = du, dv.real, dv.imag
-    _, du, re, im = jax.lax.custom_linear_solve(matvec, (change, *right), solve_, transposed)
-    return jax.lax.complex(re, im), du
+        _, right = jax.jvp(lambda g: _sweep(g, point, u), (grid,), (by_grid,))
+    _, du, re, im, source, taken = jax.lax.custom_linear_solve(matvec, (change, *right), solve_, transposed)
+    return jax.lax.complex(re, im), du, source, taken
 
 
 def _moved(tangent_) -> bool:
@@ -205,12 +221,17 @@ def _batch(tree):
     return jax.tree.map(lambda a: a[None], tree)
 
 
-def _sweep(grid: Grid, point: OperatingPoint, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """One sweep of a single scenario from the slots' voltages u (zones, 2 slots): the next ones, and the nodes'."""
-    inputs = prepare(grid, jax.tree.map(lambda a: a[None], point))
+def _sweep(grid: Grid, point: OperatingPoint, u: jax.Array) -> tuple[jax.Array, ...]:
+    """One sweep of a single scenario from the slots' voltages u (zones, 2 slots), all real.
+
+    The next slots' voltages, parts of the nodes' voltages, the first source's current, and the power taken at u.
+    """
+    inputs = prepare(grid, _batch(point))
     x = slot_currents(grid, inputs, u[..., None])
     y, boundary = linear(grid.zones.tiers, x, inputs.head)
-    return y[..., 0], node_voltages(grid, x, boundary)[0]
+    v = node_voltages(grid, x, boundary)[0]
+    source = source_current(grid, emf(grid, inputs), x)[:, 0]
+    return y[..., 0], v.real, v.imag, source, consumption(grid, inputs, u[..., None])[:, 0]
 
 
 def _flat(grid: Grid, inputs: Inputs) -> jax.Array:
@@ -259,7 +280,7 @@ def _chunk(grid: Grid, method: str) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _batched(method: str, tol: float, limit: int):
-    """The solver of a batch: `(grid, points (batch, ...)) -> v (batch, nodes), u, iterations, residual`.
+    """The solver of a batch: `(grid, points (batch, ...)) -> v (batch, nodes), u, source, taken, steps, residual`.
 
     Its `vmap` makes one larger batch, since the kernel wants the batch axis last and of its own making.
     """
@@ -268,16 +289,18 @@ def _batched(method: str, tol: float, limit: int):
         inputs = prepare(grid, points)
         found = METHODS[method](grid, inputs, tol, limit)
         v = node_voltages(grid, found.x, found.boundary)
-        return v, jnp.moveaxis(found.u, -1, 0), found.iterations, found.residual
+        source = source_current(grid, emf(grid, inputs), slot_currents(grid, inputs, found.u))
+        taken = consumption(grid, inputs, found.u)
+        return v, jnp.moveaxis(found.u, -1, 0), source.T, taken.T, found.iterations, found.residual
 
     def native(grid: Grid, points: OperatingPoint):
         out = calls.solve(grid, points, method, tol, ROUGH_STEPS, limit)
         if method == "auto":
             newton_limit = DEFAULT_ITERATIONS["newton"]
-            out = _where_lost(lambda: calls.solve(grid, points, "newton", tol, 0, newton_limit), out, ~(out[3] <= tol))
+            out = _where_lost(lambda: calls.solve(grid, points, "newton", tol, 0, newton_limit), out, ~(out[-1] <= tol))
         if method != "sweep":  # nearest to the nose, linear systems need elimination
             again = functools.partial(in_chunks, lambda part: run(grid, part), points, _chunk(grid, "newton"))
-            out = _where_lost(again, out, ~(out[3] <= tol))
+            out = _where_lost(again, out, ~(out[-1] <= tol))
         return out
 
     return batched(run, lambda grid: _chunk(grid, method), native)

@@ -82,16 +82,29 @@ def prepare(grid: Grid, points: OperatingPoint) -> Inputs:
     return Inputs(p=p, q=q, current=current, head=head_deviation(grid, points).T[None], weight=weight)
 
 
-def slot_currents(grid: Grid, inputs: Inputs, u: Array) -> Array:
-    """What the slots inject at voltage deviations `u`, both (zones, 2 slots, batch)."""
+def _at_voltage(grid: Grid, inputs: Inputs, u: Array) -> tuple[Array, ...]:
+    """Parts of the slots' voltages, (zones, slots, batch), and their powers times the laws' factors there."""
     m = grid.shape.slots
     u = u + grid.zones.u_ref[..., None]
     re, im = u[:, :m], u[:, m:]
     laws = jax.tree.map(lambda a: a[..., None], grid.units.laws)
     fp, fq = factors(laws, re * re + im * im, grid.shape.exponents, grid.shape.cutoffs)
-    a, b = inputs.p * fp, inputs.q * fq
+    return re, im, inputs.p * fp, inputs.q * fq
+
+
+def slot_currents(grid: Grid, inputs: Inputs, u: Array) -> Array:
+    """What the slots inject at voltage deviations `u`, both (zones, 2 slots, batch)."""
+    re, im, a, b = _at_voltage(grid, inputs, u)
     x = namespace(u).concatenate([-a * re - b * im, b * re - a * im], axis=1)
     return x + inputs.current if inputs.current.size else x
+
+
+def consumption(grid: Grid, inputs: Inputs, u: Array) -> Array:
+    """Active and reactive power that loads take less what generators give at voltage deviations `u`, (2, batch)."""
+    re, im, a, b = _at_voltage(grid, inputs, u)
+    counts, v2 = grid.units.device[..., None] < grid.shape.devices, re * re + im * im
+    xp = namespace(u)
+    return xp.stack([xp.sum(xp.where(counts, f * v2, 0.0), axis=(0, 1)) for f in (a, b)])
 
 
 def _product(a: Array, x: Array) -> Array:
@@ -134,10 +147,20 @@ def upwards(tiers: tuple[Tier, ...], x: Array, norton: Array | None = None) -> l
     return inputs
 
 
-def source_current(grid: Grid, inputs: Inputs, x: Array) -> Array:
-    """What the first source delivers, (2 boundary, batch), in boundary coordinates and per unit of the base."""
+def emf(grid: Grid, inputs: Inputs) -> Array:
+    """The first source's EMF, (2 boundary, batch), in boundary coordinates."""
+    return grid.zones.head_ref[:, None] + inputs.head[0]
+
+
+def source_current(grid: Grid, emf: Array, x: Array) -> Array:
+    """What the first source delivers, (2 boundary, batch), in boundary coordinates and per unit of the base.
+
+    Args:
+      grid: the grid.
+      emf: (2 boundary, batch) its EMF, in such coordinates too; or their changes.
+      x: (zones, 2 slots, batch) inputs of the slots; or their changes.
+    """
     zs = grid.zones
-    emf = zs.head_ref[:, None] + inputs.head[0]
     return zs.head_y @ emf - zs.tiers[-1].t[0] @ upwards(zs.tiers, x)[-1][0]
 
 

@@ -91,21 +91,24 @@ def _search(grid, s, points, *f_hz, tol: float, limit: int, method: str) -> Rest
         gap = jnp.max(jnp.abs(powers(u) - x), axis=1, initial=0.0)
         learnt = _learn(s, at, x, u)
         # Where the model is too poor, its steps are shortened.
-        poor = (gap > 0.7 * at.gap) & (at.flows > 0)
+        poor = (gap > (1 - 0.2 * at.step) * at.gap) & (at.flows > 0)
         step = jnp.where(poor, jnp.maximum(at.step / 2, 1 / 16), jnp.minimum(1.0, 2 * at.step))
         further = _model(s, learnt, powers, at.w, slope, u, x)
-        expected = gap * jnp.where(at.flows == 0, 1.0, jnp.clip(3 * gap / at.gap, 0.01, 1.0))
+        # What is learnt makes a step good now and then: the worse of the last two counts.
+        rate = jnp.where(at.flows == 0, 0.0, gap / at.gap)
+        likely = jnp.clip(3 * jnp.maximum(rate, at.rate), 0.02, 1.0)
+        expected = gap * jnp.where(at.flows == 0, 1.0, likely)
         # Within the tolerance already, the powers stay what they are: their gap is known.
         w = jnp.where((gap <= 0.5 * tol)[:, None], at.w, at.w + step[:, None] * (further - at.w))
-        new = dataclasses.replace(learnt, w=w, gap=gap, expected=expected, step=step, flows=at.flows + 1)
+        new = dataclasses.replace(learnt, w=w, gap=gap, rate=rate, expected=expected, step=step, flows=at.flows + 1)
         return _where(going(at), new, at)
 
     b, n = points.generation_kw.shape
     dtype = s.kva.dtype
     zero, big = jnp.zeros((b, n), dtype), jnp.full(b, 1e3, dtype)
     begin = _Search(
-        w=zero + 1, x=jnp.zeros((b, 2 * n), dtype), u=zero, gap=big, expected=big, step=jnp.ones(b, dtype),
-        flows=jnp.zeros(b, jnp.int32), along=jnp.zeros((b, _LEARNT, 2 * n), dtype),
+        w=zero + 1, x=jnp.zeros((b, 2 * n), dtype), u=zero, gap=big, rate=jnp.zeros(b, dtype), expected=big,
+        step=jnp.ones(b, dtype), flows=jnp.zeros(b, jnp.int32), along=jnp.zeros((b, _LEARNT, 2 * n), dtype),
         off=jnp.zeros((b, _LEARNT, n), dtype),
     )  # fmt: skip
     end = jax.lax.while_loop(lambda at: jnp.any(going(at)), body, begin)
@@ -128,6 +131,7 @@ class _Search:
     x: jax.Array
     u: jax.Array
     gap: jax.Array
+    rate: jax.Array
     expected: jax.Array
     step: jax.Array
     flows: jax.Array
@@ -158,26 +162,32 @@ def times_near(s: Inverters, d: jax.Array) -> jax.Array:
 
 
 def _model(s: Inverters, learnt: _Search, powers, w_k, slope, u_k, x_k) -> jax.Array:
-    """The w (batch, n) with w = u_k + S (h(w) - x_k), to a thousandth of the change that is left to make.
+    """The w (batch, n) with w = u_k + S (h(w) - x_k), to a two-hundredth of the change that is left to make.
 
     `slope` (batch, 2 n) is that of h at w_k, where x_k = h(w_k).
     """
+    single = s.near.dtype
+    coarse = dataclasses.replace(learnt, along=learnt.along.astype(single), off=learnt.off.astype(single))
+
+    def direction(slope, r):
+        return residuals(lambda z: z - _times(s, coarse, slope * jnp.tile(z, 2)), r, None, KRYLOV, 1e-2)
 
     def body(carry):
         w, slope, r, size, step, count = carry
-        d = residuals(lambda z: z - _times(s, learnt, slope * jnp.tile(z, 2)), r, lambda z: z, KRYLOV, 1e-3)
-        new = w + step[:, None] * d
+        unit = jnp.where(size > 0, size, 1.0)[:, None]
+        d = direction(slope.astype(single), (r / unit).astype(single)).astype(w.dtype)
+        new = w + step[:, None] * unit * d
         x, slope_there = jax.jvp(powers, (new,), (jnp.ones_like(new),))
         left = u_k + _times(s, learnt, x - x_k) - new
         after = jnp.max(jnp.abs(left), axis=1, initial=0.0)
-        shorter = jnp.where(after > 0.9 * size, jnp.maximum(step / 2, 1 / 8), 1.0)
+        shorter = jnp.where(after > (1 - 0.1 * step) * size, jnp.maximum(step / 2, 1 / 8), 1.0)
         going = size > goal
         out = _where(going, (new, slope_there, left, after, shorter), (w, slope, r, size, step))
         return *out, count + 1
 
     first = u_k - w_k
     size = jnp.max(jnp.abs(first), axis=1, initial=0.0)
-    goal = 1e-3 * size
+    goal = 5e-3 * size
     begin = w_k, slope, first, size, jnp.ones_like(size), jnp.zeros((), jnp.int32)
     return jax.lax.while_loop(lambda c: jnp.any(c[3] > goal) & (c[5] < _NEWTON), body, begin)[0]
 
@@ -185,7 +195,7 @@ def _model(s: Inverters, learnt: _Search, powers, w_k, slope, u_k, x_k) -> jax.A
 def residuals(
     matvec: Callable[[jax.Array], jax.Array],
     right: jax.Array,
-    near: Callable[[jax.Array], jax.Array],
+    near: Callable[[jax.Array], jax.Array] | None,
     steps: int,
     rtol: float,
 ) -> jax.Array:
@@ -194,7 +204,7 @@ def residuals(
     Args:
       matvec: each system's matrix times its vector.
       right: the right-hand sides.
-      near: about the inverse's product with vectors.
+      near: about the inverse's product with vectors; None is the identity.
       steps: at most; static.
       rtol: the residual that is small enough, in units of the largest entry of a system's `right`.
     """
@@ -203,7 +213,7 @@ def residuals(
 
     def body(carry):
         x, r, zs, az, k = carry
-        z = near(r)
+        z = r if near is None else near(r)
         a = matvec(z)
         for _ in range(2):  # twice is enough (W. Kahan; B. Parlett, 1980)
             c = jnp.einsum("bkn,bn->bk", az, a)

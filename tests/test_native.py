@@ -130,6 +130,20 @@ def test_a_scenario_has_the_same_bits_in_any_company(method):
         np.testing.assert_allclose(part.source, whole.source[np.array(rows)], atol=1e-14)  # a product in XLA
 
 
+@pytest.mark.parametrize("size", [1e-12, 1e-100])
+def test_the_smallest_changes_have_their_answer(size):
+    grid = grid_of("ieee13")
+    point = grid.nominal
+
+    def v(kw):
+        return gridjax.solve(grid, point.replace(load_kw=kw)).v
+
+    towards = jnp.ones_like(point.load_kw)
+    _, whole = jax.jvp(v, (point.load_kw,), (towards,))
+    _, tiny = jax.jvp(v, (point.load_kw,), (size * towards,))
+    np.testing.assert_allclose(tiny / size, whole, atol=1e-8 * np.abs(whole).max())
+
+
 @pytest.mark.parametrize("name", ["ieee13", "ieee34", "ieee123", "european_lv"])
 def test_derivatives_are_those_of_the_tiers(name):
     """Forward and reverse, by all fields of the point, at points well within the loads' laws."""

@@ -543,13 +543,14 @@ def response(circuit, operators, room, tolerance, limit, zero):
     (S. C. Eisenstat, H. C. Elman, M. H. Schultz, 1983.) The equation `w = L (r + K w) + more` is taken as
     `w - L' (K - K0) w = L' (r + more)` with the chord operators L'; the residual is made smallest over the last
     `DIRECTIONS` directions. What one more sweep would give is known without it: the units' voltages are the last ones
-    and their residual, in `y`; the root's current is in `head`. The root's coordinates are taken from `kept`.
+    and their residual, in `y`; the root's current is in `head`. The root's coordinates are taken from `kept`. All is in
+    per unit of the first residual, `norm`, so that the smallest of changes have their answer too.
 
     Returns:
       Whether each scenario has converged.
     """
     n = 2 * circuit.units
-    least = full(zero, 1e-30)
+    least, one = full(zero, 1e-37), full(zero, 1.0)
     for i in range(n):
         store(room.u, i, zero)
     root_coordinates(circuit, room, True, zero)
@@ -565,8 +566,12 @@ def response(circuit, operators, room, tolerance, limit, zero):
         goal = goal + yr * yr + yi * yi
     for i in range(circuit.heads):
         store(room.head, i, load(room.j, i))
-    size = goal
-    goal = goal * tolerance * tolerance
+    some_change = above(goal, least)
+    norm = select(some_change, root(goal), one)
+    inverse = one / norm
+    for i in range(n):
+        store(room.d, i, load(room.d, i) * inverse)
+    size, goal = select(some_change, one, zero), tolerance * tolerance
     root_coordinates(circuit, room, False, zero)
     held = 0
     for _ in range(limit):
@@ -597,8 +602,8 @@ def response(circuit, operators, room, tolerance, limit, zero):
             a = load(q, i)
             top, bottom = top + a * load(room.d, i), bottom + a * a
         part = select(above(size, goal), top / bottom, zero)
-        store(room.part, held, part)
-        store(room.inverse, held, full(zero, 1.0) / bottom)
+        store(room.part, held, part * norm)
+        store(room.inverse, held, one / bottom)
         size_now = zero
         for i in range(n):
             left = load(room.d, i) - part * load(q, i)
@@ -612,7 +617,7 @@ def response(circuit, operators, room, tolerance, limit, zero):
     go(circuit, room, held)
     for i in range(n):
         store(room.u, i, load(room.y, i))
-        store(room.y, i, load(room.y, i) + load(room.d, i))
+        store(room.y, i, load(room.y, i) + load(room.d, i) * norm)
     return at_most(size, goal * full(zero, 1e4))
 
 

@@ -74,7 +74,7 @@ def der_control(
     habits = car_habits(at)
     grid = compile(feeder)
     nominal = dataclasses.replace(grid.nominal, tap=jnp.minimum(grid.nominal.tap, HIGHEST_TAP))
-    grid = grid.replace(nominal=nominal)
+    grid = dataclasses.replace(grid, nominal=nominal)
     profiles, sessions = _days(feeder, grid, key, habits, days, steps)
     names = [load.name for load in feeder.loads]
     env = DerControl(

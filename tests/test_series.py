@@ -119,7 +119,7 @@ def test_parts_and_scenarios_are_the_whole(battery):
     feeder, grid, profiles = battery
     controls = Controls(switching=switching(feeder, grid), storages=storages(feeder))
     whole, end = simulate(grid, profiles, controls)
-    parts, last = simulate_long(grid, profiles, controls, part=10, progress=False)
+    parts, last = simulate_long(grid, profiles, controls, part=12, progress=False)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), whole, parts)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), end, last)
     two = jax.tree.map(lambda a: jnp.stack([a, a]), profiles)

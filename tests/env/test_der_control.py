@@ -55,18 +55,23 @@ def test_money_is_counted_by_hand(made, day):
 
 def test_the_power_balances(made, day):
     env, params = made
-    for k, (state, new, outcome) in enumerate(day):
-        point, *_ = env._act(state, jnp.concatenate([jnp.full(5, -0.3), jnp.full(5, 0.6), jnp.array([0.5, -0.5]),
-                                                     jnp.ones(4)]), params)  # fmt: skip
+    action = jnp.concatenate([jnp.full(5, -0.3), jnp.full(5, 0.6), jnp.array([0.5, -0.5]), jnp.ones(4)])
+
+    @jax.jit
+    @jax.vmap
+    def again(state):
+        point, *_ = env._act(state, action, params)
         flow = gridjax.solve(params.grid, point)
         taken, given = gridjax.device_powers(params.grid, point, flow)
-        balance = float((jnp.sum(taken) - jnp.sum(given)).real) + float(outcome.info["loss_kw"])
-        assert float(new.source_kw) == pytest.approx(balance, rel=1e-8), k
-        s = np.hypot(point.generation_kw, point.generation_kvar)[np.asarray(params.pv_row)]
-        assert (s <= np.asarray(params.pv_kva) * (1 + 1e-9)).all()
-        loads = gridjax.loading(params.grid, point, flow)
-        overload = sum(float(jnp.sum(jnp.maximum(a - 1, 0))) for a in loads.values())
-        assert float(outcome.cost[1]) == pytest.approx(overload, abs=1e-9)
+        overload = sum(jnp.sum(jnp.maximum(a - 1, 0)) for a in gridjax.loading(params.grid, point, flow).values())
+        return point, (jnp.sum(taken) - jnp.sum(given)).real, overload
+
+    states, new, outcome = (jax.tree.map(lambda *a: jnp.stack(a), *part) for part in zip(*day, strict=True))
+    point, used, overload = again(states)
+    np.testing.assert_allclose(new.source_kw, used + outcome.info["loss_kw"], rtol=1e-7)
+    s = np.hypot(point.generation_kw, point.generation_kvar)[:, np.asarray(params.pv_row)]
+    assert (s <= np.asarray(params.pv_kva) * (1 + 1e-9)).all()
+    np.testing.assert_allclose(outcome.cost[:, 1], overload, atol=1e-9)
 
 
 def test_devices_see_themselves_and_their_neighbours(made, day):

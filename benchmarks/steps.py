@@ -134,7 +134,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    out = args.out or Path("docs" if args.powergym else "demo_out/bench")
+    root = Path(__file__).parent.parent  # the engine may change the working folder
+    out = (args.out or root / ("docs" if args.powergym else "demo_out/bench")).resolve()
     meta = {
         "command": " ".join(["python -m benchmarks.steps", *sys.argv[1:]]), "processor": machine(),
         "versions": versions(), "batch": args.batch,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -43,9 +44,7 @@ class Powergym:
         sys.path.insert(0, str(Path(self._scratch.name) / "peer"))
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            from powergym.env_register import make_env  # type: ignore
-
-            self.env = make_env(SYSTEMS[name] + variant)
+            self.env = importlib.import_module("powergym.env_register").make_env(SYSTEMS[name] + variant)
         self.names = [str(n).lower() for n in self.env.load_profile.LOAD_NAMES]
 
     def close(self) -> None:

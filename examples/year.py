@@ -43,7 +43,6 @@ def main(words: list[str] | None = None) -> int:
     result = {
         "feeder": args.feeder,
         "steps": len(record.hour),
-        "not_converged": lost,
         "seconds": round(seconds, 1),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
         **{name: round(float(value), 2) for name, value in energies(record, 24 / STEPS).items()},

@@ -27,6 +27,8 @@ plug in on a share of days: 0.7, the share of cars that charge once a day in the
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -260,9 +262,8 @@ def stays(key: jax.Array, cars: Cars, day: jax.Array | int) -> Sessions:
 
 def moved(sessions: Sessions, hours: jax.Array | float) -> Sessions:
     """The same stays on a clock that starts `hours` earlier."""
-    return sessions.replace(  # type: ignore[attr-defined]
-        arrival_hour=sessions.arrival_hour + hours, departure_hour=sessions.departure_hour + hours
-    )
+    arrival, departure = sessions.arrival_hour + hours, sessions.departure_hour + hours
+    return dataclasses.replace(sessions, arrival_hour=arrival, departure_hour=departure)
 
 
 def uncontrolled(key: jax.Array, cars: Cars, day: jax.Array | int, steps: int) -> jax.Array:

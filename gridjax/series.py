@@ -264,19 +264,24 @@ def simulate_long(
 
 
 def energies(record: Record, hours: float | jax.Array = 1.0) -> dict[str, jax.Array]:
-    """Totals of a run, in kWh: `source`, `losses`, and `below_low` and `above_high` in node-hours; `tap_moves`.
+    """Totals of a run over its solved steps, and how many were not solved.
+
+    `source` and `losses` are in kWh, `below_low` and `above_high` in node-hours; `tap_moves` counts changes of taps
+    from one step to the next, `capacitor_moves` those of capacitor steps, `not_converged` steps.
 
     Args:
       record: with its leading axis (steps,).
       hours: length of every step.
     """
+    solved = jnp.asarray(record.converged)
     moves = jnp.sum(jnp.abs(jnp.diff(record.tap, axis=0)) > 1e-9)
     switched = jnp.sum(jnp.abs(jnp.diff(record.capacitor, axis=0)) > 0.5)
     return {
-        "source": hours * jnp.sum(record.source_kva.real),
-        "losses": hours * jnp.sum(record.losses_kva.real),
-        "below_low": hours * jnp.sum(record.nodes_low),
-        "above_high": hours * jnp.sum(record.nodes_high),
+        "source": hours * jnp.sum(record.source_kva.real, where=solved[:, None]),
+        "losses": hours * jnp.sum(record.losses_kva.real, where=solved),
+        "below_low": hours * jnp.sum(record.nodes_low, where=solved),
+        "above_high": hours * jnp.sum(record.nodes_high, where=solved),
+        "not_converged": jnp.sum(~solved),
         "tap_moves": moves,
         "capacitor_moves": switched,
     }

@@ -143,6 +143,16 @@ def test_derivatives_go_through_time(battery):
     assert float(slope) > float(value)
 
 
+def test_steps_without_a_solution_are_counted_and_not_summed(battery):
+    _, grid, profiles = battery
+    record, _ = simulate(grid, profiles)
+    lost = dataclasses.replace(record, converged=jnp.arange(24) != 5)
+    total, rest = energies(record), energies(lost)
+    assert int(total["not_converged"]) == 0 and int(rest["not_converged"]) == 1
+    gone = float(total["losses"] - rest["losses"])
+    assert gone == pytest.approx(float(record.losses_kva[5].real)) and gone > 0
+
+
 def test_unknown_modes_are_refused(battery):
     _, grid, profiles = battery
     with pytest.raises(ValueError, match="mode 'daily' is unknown"):

@@ -95,13 +95,14 @@ class Service:
     required: jax.Array
 
 
+_ENTER = standard.EnterService()
 _DONE = 1.1  # a ramp goes on to here, so that it has certainly passed 1
 
 
 def limits(
     s: Inverters,
     category: str | Sequence[str] = "III",
-    enter: standard.EnterService = standard.EnterService(),  # noqa: B008
+    enter: standard.EnterService = _ENTER,
 ) -> Limits:
     """The standard's defaults for abnormal-performance categories.
 

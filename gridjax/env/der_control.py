@@ -122,7 +122,7 @@ class DerControl(Environment):
     nodes: tuple[str, ...]
 
     @property
-    def cost_names(self) -> tuple[str, ...]:
+    def constraints(self) -> tuple[str, ...]:
         """Voltages and currents beyond their limits."""
         return ("voltage violation, pu", "overload, pu")
 
@@ -171,7 +171,8 @@ class DerControl(Environment):
         point, *_, power = self._act(state, self.nothing(), params)
         flow = solve(params.grid, point)
         source = jnp.sum(results.source_power(params.grid, point, flow)).real
-        return dataclasses.replace(state, v=jnp.abs(flow.v), power=power, source_kw=source)
+        v, source = (jnp.where(flow.converged, a, jnp.nan) for a in (jnp.abs(flow.v), source))
+        return dataclasses.replace(state, v=v, power=power, source_kw=source)
 
     def nothing(self) -> jax.Array:
         """The action that controls nothing: all fed in at unit power factor, batteries idle, cars at full power."""

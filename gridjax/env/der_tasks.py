@@ -23,7 +23,7 @@ from gridjax.env.der_control import START_HOUR, DerControl, DerParams, Tariff
 from gridjax.feeder import Feeder, split_terminal
 from gridjax.profiles import Profiles, expand
 
-FAILURE_PENALTY = -1000.0  # money; more than any step costs on the shipped feeders
+FAILURE_LOADS = 10.0  # a failed power flow costs as much as so many times the rated load does in the evening
 EVENING, DAYTIME, NIGHT = 0.30, 0.15, 0.10
 NEIGHBOURS = 4
 HIGHEST_TAP = 1.0125  # published taps suit full load without generation; lightly loaded, they violate the limits
@@ -78,7 +78,8 @@ def der_control(
     profiles, sessions = _days(feeder, grid, key, habits, days, steps)
     names = [load.name for load in feeder.loads]
     env = DerControl(
-        horizon=steps, failure_penalty=FAILURE_PENALTY, inverters=tuple(pv.name for pv in feeder.pv_systems),
+        horizon=steps, failure_penalty=-FAILURE_LOADS * hours * EVENING * sum(abs(load.kw) for load in feeder.loads),
+        inverters=tuple(pv.name for pv in feeder.pv_systems),
         batteries=tuple(b.name for b in feeder.storages),
         cars=tuple(f"car{k} at {names[i]}" for k, i in enumerate(at)), nodes=feeder.node_names,
     )  # fmt: skip

@@ -12,8 +12,9 @@ key; the last observation of the old one is `info["final_observation"]` (as in g
 computes fresh episodes only in steps in which one of its episodes ends.
 
 *Failure.* Where a power flow does not converge, the episode terminates with the environment's stated penalty as its
-reward and zero costs but the last, `info["solved"]` is False, and the observation of that step is the one before it:
-no state is invented.
+reward; of the costs only the last is not zero, which counts just that; `info["solved"]` is False and the step's other
+figures are not numbers; and the observation is the one before it. What a first power flow of an episode leaves unknown
+is not a number either. No state is invented.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+UNSOLVED = "power flow not solved"
 Step = tuple[jax.Array, Any, jax.Array, jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]
 
 
@@ -37,7 +39,7 @@ class Outcome:
 
     Attributes:
       reward: ().
-      cost: (constraints,), zero where a constraint holds.
+      cost: (constraints,) without that of failed power flows, zero where a constraint holds.
       solved: whether the power flow converged.
       over: whether the task itself is over (a blackout, say), which is not a time limit.
       late: whether the time limit is reached.
@@ -66,8 +68,13 @@ class Environment(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def constraints(self) -> tuple[str, ...]:
+        """The constraints, with the units of their violations."""
+
+    @property
     def cost_names(self) -> tuple[str, ...]:
-        """What the entries of `cost` are, with their units."""
+        """What the entries of `cost` are: the constraints, and 1 where the power flow was not solved."""
+        return (*self.constraints, UNSOLVED)
 
     @property
     @abc.abstractmethod
@@ -127,7 +134,7 @@ class Environment(abc.ABC):
         new, outcome = self.advance(own, state, action, params)
         new = pick(outcome.solved, new, state)
         reward = jnp.where(outcome.solved, outcome.reward, self.failure_penalty)
-        cost = jnp.where(outcome.solved, outcome.cost, 0.0)
+        cost = jnp.append(jnp.where(outcome.solved, outcome.cost, 0.0), ~outcome.solved)
         terminated = ~outcome.solved | outcome.over
         truncated = outcome.late & ~terminated
         done = terminated | truncated
@@ -136,7 +143,8 @@ class Environment(abc.ABC):
         fresh = where_any(self.begin)(done, frozen[0], fresh_key, frozen[1])
         state = pick(done, fresh, new)
         obs = jnp.where(done, self.observe(fresh, params), last)
-        info = {**outcome.info, "solved": outcome.solved, "final_observation": last}
+        figures = {name: jnp.where(outcome.solved, value, jnp.nan) for name, value in outcome.info.items()}
+        info = {**figures, "solved": outcome.solved, "final_observation": last}
         return obs, state, reward, cost, terminated, truncated, info
 
 
@@ -217,7 +225,8 @@ def rollout(
     Args:
       env: the environment. Static.
       policy: `(key, observation, state, memory) -> (action, memory)`, for one environment. A learned policy reads the
-        observation alone; the environment's state is there for classical controls and for upper bounds. Static.
+        observation alone; the environment's state is there for classical controls and for upper bounds. Static: a
+        function that is defined anew is compiled anew.
       key: of everything random.
       params: of the environment, the same for all.
       steps: of each environment; episodes start afresh as they end. Static.

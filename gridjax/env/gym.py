@@ -15,7 +15,7 @@ extra `gymnasium`.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import jax
@@ -89,11 +89,11 @@ class GridEnv(gymnasium.Env):
       options: further arguments of `gridjax.env.make`.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
     def __init__(self, task: str, render_mode: str | None = None, **options: Any) -> None:
         if render_mode is not None:
-            raise ValueError("these environments are not rendered: draw a rollout with gridjax.env.page instead")
+            raise ValueError("these environments are not rendered: leave render_mode at None")
         self.render_mode = None
         self.functional, self.params = make(task, **options)
         self.observation_space, self.action_space = spaces(self.functional)
@@ -128,7 +128,7 @@ class GridVectorEnv(VectorEnv):
       options: further arguments of `gridjax.env.make`.
     """
 
-    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
 
     def __init__(self, task: str, num_envs: int = 1, render_mode: str | None = None, **options: Any) -> None:
         self.num_envs, self.render_mode = num_envs, None

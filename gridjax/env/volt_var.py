@@ -136,8 +136,8 @@ class VoltVar(Environment):
     battery_count: int
 
     @property
-    def cost_names(self) -> tuple[str, ...]:
-        """One constraint: how far voltages are beyond their limits, summed over nodes."""
+    def constraints(self) -> tuple[str, ...]:
+        """One: how far voltages are beyond their limits, summed over nodes."""
         return ("voltage violation, pu",)
 
     @property
@@ -186,7 +186,8 @@ class VoltVar(Environment):
         before = self.horizon - 1 if self.as_powergym else 0
         point = self.point(dataclasses.replace(state, t=jnp.asarray(before)), params, idle)
         flow = solve(params.grid, point)
-        return dataclasses.replace(state, v=jnp.abs(flow.v), level=self._level(state, params))
+        v = jnp.where(flow.converged, jnp.abs(flow.v), jnp.nan)
+        return dataclasses.replace(state, v=v, level=self._level(state, params))
 
     def point(self, state: VoltVarState, params: VoltVarParams, kw: jax.Array) -> OperatingPoint:
         """The operating point of the coming step, with the batteries delivering `kw`."""

@@ -18,7 +18,7 @@ from gridjax.control.storage import Storages, storages
 from gridjax.env.volt_var import ACTIONS, VoltVar, VoltVarParams, Weights
 from gridjax.feeder import Feeder, Generator, Load, Storage, split_terminal
 
-FAILURE_PENALTY = -100.0  # below what a day of random actions gives in a step on any of the shipped feeders
+WORST_PU = 0.2  # a failed power flow counts as if every node were so far beyond its limit, and every device moved
 VMAX = 1.1  # of generators
 POWER_FACTOR = 0.95  # powergym's batteries give Q = P / 0.95
 
@@ -93,7 +93,7 @@ def volt_var(
 
     Args:
       feeder: has at least one regulator, capacitor or battery; a shipped feeder without batteries gets those of
-        `TASKS`.
+        `TASKS`. Generators and photovoltaics that it has deliver what they nominally do.
       multiplier: (episodes, steps, loads) factors on the loads' rated powers, at least 0; the episodes are drawn with
         equal chance. Steps are the task's horizon.
       actions: "discrete", "mixed" or "continuous", see `VoltVar`.
@@ -266,11 +266,14 @@ def _make(
     regulators = [feeder.regulators[k] for k in order]
     windings = {t.name: t.windings for t in feeder.transformers}
     tapped = [windings[r.transformer][r.winding - 1] for r in regulators]
+    counts = [w.num_taps + 1 for w in tapped]
+    moves = weights.capacitor * len(feeder.capacitors) + weights.tap * sum(counts)
+    worst = weights.loss + weights.voltage * WORST_PU * len(nodes) + moves + weights.discharge * len(fleet.names)
     env = VoltVar(
-        horizon=int(multiplier.shape[1]), failure_penalty=FAILURE_PENALTY, actions=actions, as_powergym=as_powergym,
+        horizon=int(multiplier.shape[1]), failure_penalty=-float(worst), actions=actions, as_powergym=as_powergym,
         capacitors=tuple(c.name for c in feeder.capacitors), regulators=tuple(r.name for r in regulators),
         batteries=fleet.names, nodes=tuple(feeder.node_names[k] for k in nodes),
-        tap_counts=tuple(w.num_taps + 1 for w in tapped), battery_count=33,
+        tap_counts=tuple(counts), battery_count=33,
     )  # fmt: skip
     params = VoltVarParams(
         grid=compile(feeder), multiplier=multiplier, weights=weights,

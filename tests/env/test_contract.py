@@ -71,6 +71,7 @@ def test_shapes_and_names(made, walked):
         assert obs.shape == after.shape == info["final_observation"].shape == (env.observation_size,)
         assert reward.shape == terminated.shape == truncated.shape == info["solved"].shape == ()
         assert cost.shape == (len(env.cost_names),)
+        assert env.cost_names[-1] == "power flow not solved" and float(cost[-1]) == 0
         assert bool(jnp.all(cost >= 0)) and bool(jnp.all(jnp.isfinite(after))) and bool(jnp.isfinite(reward))
 
 
@@ -107,8 +108,14 @@ def test_a_failed_power_flow_ends_the_episode_and_invents_nothing(made, walked):
     _, _, reward, cost, terminated, truncated, info = step(jax.random.key(3), state, action, hopeless)
     assert bool(terminated) and not bool(truncated) and not bool(info["solved"])
     assert float(reward) == env.failure_penalty
-    np.testing.assert_array_equal(cost, 0.0)
+    assert float(reward) < float(walked[0][3][2])  # worse than a step that is solved
+    np.testing.assert_array_equal(cost, np.eye(len(env.cost_names))[-1])
     np.testing.assert_array_equal(info["final_observation"], obs)
+    figures = [v for k, v in info.items() if k not in ("solved", "final_observation")]
+    assert figures and all(bool(jnp.isnan(v)) for v in figures)
+    first, _ = jax.jit(env.reset)(jax.random.key(0), hopeless)
+    voltages = np.array([name.startswith("voltage ") for name in env.observation_names])
+    assert np.isnan(np.asarray(first)[voltages]).all() and np.isfinite(np.asarray(first)[~voltages]).all()
 
 
 def test_rewards_have_derivatives(made, walked):

@@ -33,7 +33,7 @@ def test_a_vector_environment_is_natively_batched(many):
     assert obs.shape == (5, many.single_observation_space.shape[0]) and obs.dtype == np.float32
     for k in range(3):
         obs, reward, terminated, truncated, info = many.step(many.action_space.sample())
-        assert reward.shape == terminated.shape == truncated.shape == (5,) and info["cost"].shape == (5, 1)
+        assert reward.shape == terminated.shape == truncated.shape == (5,) and info["cost"].shape == (5, 2)
         assert many.observation_space.contains(obs)
         assert truncated.all() == (k == 2) and not terminated.any()
     assert info["_final_obs"].all() and not np.array_equal(info["final_obs"], obs)

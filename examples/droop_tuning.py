@@ -54,6 +54,7 @@ from inverters import CATEGORY_A, CATEGORY_B, NO_CONTROL, Fleet
 import gridjax
 from gridjax.control.regulation import regulate
 from gridjax.control.settings import Inverters
+from gridjax.weather import clear_sky
 
 UNIT_PU = 0.01  # voltages beyond a limit count in this unit in the objective
 VIOLATION_PU = 1e-4  # what counts as a violation in the table
@@ -81,24 +82,15 @@ def hour_of_year(grid: gridjax.Grid, fleet: Fleet, key: jax.Array, day: jax.Arra
     daily = 0.35 + 0.25 * jnp.exp(-(((hour - 8) / 2) ** 2)) + 0.45 * jnp.exp(-(((hour - 19) / 3) ** 2))
     own = jnp.exp(0.25 * jax.random.normal(load_key, point.load_kw.shape) - 0.25**2 / 2)
     factor = season * daily * own
+    sun = clear_sky(day, hour + 0.5, LATITUDE_DEG)
     clearness = jax.random.uniform(day_key, minval=0.25, maxval=1.0)
     cloud = jax.random.uniform(cloud_key, fleet.peak_kw.shape, minval=0.85, maxval=1.0)
     return dataclasses.replace(
         point,
         load_kw=point.load_kw * factor,
         load_kvar=point.load_kvar * factor,
-        generation_kw=fleet.peak_kw * jnp.minimum(clear_sky(day, hour) * clearness, 1.0) * cloud,
+        generation_kw=fleet.peak_kw * jnp.minimum(sun * clearness, 1.0) * cloud,
     )
-
-
-def clear_sky(day: jax.Array, hour: jax.Array) -> jax.Array:
-    """Irradiance on the ground without clouds in kW/m²."""
-    declination = jnp.deg2rad(23.45) * jnp.sin(2 * jnp.pi * (284 + day) / 365)
-    latitude, angle = jnp.deg2rad(LATITUDE_DEG), jnp.deg2rad(15.0 * (hour - 11.5))
-    height = jnp.sin(latitude) * jnp.sin(declination)
-    height = height + jnp.cos(latitude) * jnp.cos(declination) * jnp.cos(angle)
-    up = jnp.maximum(height, 1e-3)
-    return jnp.where(height > 1e-3, 1.098 * up * jnp.exp(-0.057 / up), 0.0)
 
 
 def split_days(seed: int, per_month: int, held_out: int) -> tuple[np.ndarray, np.ndarray]:

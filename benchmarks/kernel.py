@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -21,10 +22,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import gridjax
 from benchmarks.cases import factors
-from benchmarks.powerflow import machine, say, versions
+from benchmarks.powerflow import cores, machine, say, versions
 from gridjax.feeders import synthetic
 
 CHUNK = 128
@@ -144,6 +146,25 @@ def many_feeders(count: int, nodes: int, scenarios: int, repeats: int) -> dict:
     }  # fmt: skip
 
 
+def filling(megabytes: int, repeats: int) -> dict:
+    """GB/s at which all cores together write memory: the same again and again, and fresh from the system."""
+    count, each = cores(), megabytes * 2**20 // 8 // cores()
+    kept, rates = [np.empty(each) for _ in range(count)], {}
+    for what in ("kept", "fresh"):
+        runs = []
+        for k in range(repeats + 1):
+            start = time.perf_counter()
+            parts = kept if what == "kept" else [np.empty(each) for _ in range(count)]
+            threads = [threading.Thread(target=part.fill, args=(float(k),)) for part in parts]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            runs.append(time.perf_counter() - start)
+        rates[f"{what}_gb_s"] = 8 * each * count / min(runs[1:]) / 1e9
+    return {"megabytes": megabytes, "cores": count, **rates}
+
+
 def table(record: dict) -> str:
     meta = record["meta"]
     made = ", ".join(f"{tool} {meta['versions'][tool]}" for tool in ("python", "jax", "numpy"))
@@ -168,13 +189,16 @@ def table(record: dict) -> str:
             f"| {r['feeder']} | {r['method']} | {r['us']:.1f} | {r['iterations']:.1f} | "
             f"{r['converged']} of {r['of']} | {r['compile_s']:.1f} |"
         )
-    m = record["many_feeders"]
+    m, fill = record["many_feeders"], record["filling"]
     lines += [
         "",
         f"{m['feeders']:,} random feeders of {m['nodes']} nodes (`feeders.synthetic`, seeds from 0), compiled in "
         f"{m['compile_all_s']:.0f} s and stacked; {m['scenarios_each']:,} scenarios of each in one call: "
         f"{m['us']:.1f} us a scenario, {m['not_converged']} not converged. One of them alone: "
         f"{m['one_feeder_us']:.1f} us. Throughput against that: {m['throughput_ratio']:.2f}.",
+        "",
+        f"{fill['cores']} cores together fill {fill['megabytes']} MB of memory that they keep at {fill['kept_gb_s']:.1f} "
+        f"GB/s, of fresh memory at {fill['fresh_gb_s']:.1f} GB/s.",
         "",
     ]
     return "\n".join(lines)
@@ -208,6 +232,7 @@ def main() -> int:
     say(f"{names[0]}: methods")
     record["methods"] = methods(names[0], args.batch, args.repeats)
     say("random feeders")
+    record["filling"] = filling(44, 4 * args.repeats)  # the voltages of 1,024 scenarios of European LV
     record["many_feeders"] = many_feeders(args.feeders, nodes, scenarios, 1)
     out.mkdir(parents=True, exist_ok=True)
     (out / "kernel.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -168,7 +168,7 @@ class DerControl(Environment):
             power=jnp.zeros(len(self.devices), dtype),
             source_kw=jnp.zeros((), dtype),
         )
-        point, *_, power = self._act(state, self.nothing(), params)
+        point, *_, power = self.act(state, self.nothing(), params)
         flow = solve(params.grid, point)
         source = jnp.sum(results.source_power(params.grid, point, flow)).real
         v, source = (jnp.where(flow.converged, a, jnp.nan) for a in (jnp.abs(flow.v), source))
@@ -184,7 +184,7 @@ class DerControl(Environment):
         t = jnp.minimum(state.t, self.horizon - 1)
         return jax.tree.map(lambda a: a[state.episode, t], params.days)
 
-    def _act(self, state: DerState, action: jax.Array, params: DerParams):
+    def act(self, state: DerState, action: jax.Array, params: DerParams):
         """The coming step's point, what the devices' energies become, their books, curtailed kW, power over rating."""
         pv, n = len(self.inverters), len(self.batteries)
         point = at(params.grid.nominal, self._now(state, params))
@@ -213,7 +213,7 @@ class DerControl(Environment):
     ) -> tuple[DerState, Outcome]:
         """Sets the devices, lets loads, sun and price move on, and solves."""
         del key
-        point, storage, charging, books, curtailed, power = self._act(state, action, params)
+        point, storage, charging, books, curtailed, power = self.act(state, action, params)
         flow = solve(params.grid, point)
         source = jnp.sum(results.source_power(params.grid, point, flow)).real
         new = dataclasses.replace(

@@ -64,12 +64,8 @@ def der_control(
     if days < 1 or steps < 2 or steps % 2 or abs(steps * hours - 24) > 1e-9:
         raise ValueError(f"{days} days of steps of {hours:g} h: take at least one day, and an even number of steps")
     loads = len(feeder.loads)
-    has_pv, has_batteries = bool(feeder.pv_systems), bool(feeder.storages)
-    fleet = (0 if has_pv else max(1, loads // 2)) if fleet is None else fleet
-    batteries = (0 if has_batteries else max(1, loads // 8)) if batteries is None else batteries
     cars = max(1, loads // 8) if cars is None else cars
-    if fleet or batteries:
-        feeder = add_fleet(feeder, seed, count=fleet, batteries=batteries, penetration=penetration)
+    feeder = equip(feeder, fleet=fleet, batteries=batteries, penetration=penetration, seed=seed)
     at = np.sort(np.random.default_rng([seed, 1]).integers(0, loads, cars))
     habits = car_habits(at)
     grid = compile(feeder)
@@ -94,6 +90,18 @@ def der_control(
         hours=jnp.asarray(hours, float),
     )  # fmt: skip
     return env, params
+
+
+def equip(
+    feeder: Feeder, *, fleet: int | None = None, batteries: int | None = None, penetration: float = 1.0, seed: int = 0
+) -> Feeder:
+    """The feeder with the photovoltaics and batteries that `der_control` controls; arguments as there."""
+    loads = len(feeder.loads)
+    fleet = (0 if feeder.pv_systems else max(1, loads // 2)) if fleet is None else fleet
+    batteries = (0 if feeder.storages else max(1, loads // 8)) if batteries is None else batteries
+    if not (fleet or batteries):
+        return feeder
+    return add_fleet(feeder, seed, count=fleet, batteries=batteries, penetration=penetration)
 
 
 def _days(feeder: Feeder, grid, key: jax.Array, habits, days: int, steps: int) -> tuple[Profiles, Sessions]:

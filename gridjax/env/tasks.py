@@ -15,7 +15,7 @@ import numpy as np
 
 from gridjax import feeders
 from gridjax.days import region, shapes
-from gridjax.env.der_tasks import der_control
+from gridjax.env.der_tasks import der_control, equip
 from gridjax.env.environment import Environment
 from gridjax.env.volt_var_tasks import powergym, volt_var
 from gridjax.feeder import Feeder
@@ -62,6 +62,26 @@ def make(name: str, *, seed: int = 0, days: int = 100, hours: float = 1.0, **opt
             raise ValueError("powergym's steps are hours: leave `hours` at 1")
         return powergym(feeder_name, multiplier, **options)
     return volt_var(feeder, multiplier, hours=hours, **options)
+
+
+def feeder_of(name: str, **options: Any) -> Feeder:
+    """The feeder of an environment with the devices that its options give it, for policies and pictures.
+
+    Args:
+      name: one of `names()`.
+      **options: those given to `make`.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if name not in names():
+        raise ValueError(f"no environment {name!r}: choose one of {', '.join(names())}")
+    task, feeder_name, _ = name.split("-")
+    feeder = feeders.load(feeder_name)
+    if task != "DerControl":
+        return feeder
+    devices = ("fleet", "batteries", "penetration")
+    return equip(feeder, **{key: value for key, value in options.items() if key in devices})
 
 
 def multipliers(feeder: Feeder, key: jax.Array, days: int, steps: int) -> jax.Array:

@@ -60,7 +60,7 @@ def test_the_power_balances(made, day):
     @jax.jit
     @jax.vmap
     def again(state):
-        point, *_ = env._act(state, action, params)
+        point, *_ = env.act(state, action, params)
         flow = gridjax.solve(params.grid, point)
         taken, given = gridjax.device_powers(params.grid, point, flow)
         overload = sum(jnp.sum(jnp.maximum(a - 1, 0)) for a in gridjax.loading(params.grid, point, flow).values())

@@ -46,7 +46,7 @@ from gridjax.description import (
     winding_conductors,
 )
 from gridjax.line_constants import line_constants
-from gridjax.namespace import Array, beside, namespace
+from gridjax.namespace import Array, beside, einsum, matmul, namespace
 
 __all__ = [
     "Description",
@@ -113,7 +113,7 @@ def winding_admittance(static: tuple, params: Params) -> Array:
     no_load = (xp.asarray(params["no_load_loss_percent"]) - 1j * xp.asarray(params["magnetizing_percent"])) / 100
     second = np.zeros((w, w), y.dtype)
     second[1, 1] = 1.0
-    y1 = a.T @ y @ a
+    y1 = matmul(matmul(a.T, y), a)
     y1 = y1 + _each(no_load) * beside(second, y1)
     return y1 * _each(share) / (volts[..., :, None] * volts[..., None, :])
 
@@ -250,11 +250,10 @@ def _source(static: tuple, params: Params) -> Array:
 
 
 def _transformer(static: tuple, params: Params) -> Array:
-    xp = namespace(params)
     y1 = winding_admittance(static, params)
     y1 = y1 / (params["tap"][..., :, None] * params["tap"][..., None, :])
     b = incidence(static).astype(y1.dtype)
-    y = xp.einsum("kim,...ij,kjn->...mn", b, y1, b)
+    y = einsum("kim,...ij,kjn->...mn", b, y1, b)
     ground = ground_admittance(static, params)
     return y + ground[..., None] * beside(np.eye(ground.shape[-1], dtype=y.dtype), y)
 

@@ -58,7 +58,7 @@ from gridjax.branches import (
 from gridjax.feeder import Feeder
 from gridjax.grid import Chord, Grid, OperatingPoint, Tier, Units, Zones
 from gridjax.layout import Group, Layout, Parameters, lay_out
-from gridjax.namespace import Array, add_at, namespace, set_at
+from gridjax.namespace import Array, add_at, einsum, matmul, namespace, set_at
 from gridjax.powerflow.chord import linearize
 from gridjax.powerflow.injections import IMPEDANCE, Laws
 from gridjax.tree import plant
@@ -200,7 +200,7 @@ def _zone_matrices(layout: Layout, per_unit: list[Array], base: Array) -> tuple[
                 alike = np.abs(volts[:, :n] - volts[:, n:]) < 1e-9 * volts[:, :n]
                 drop = np.where(alike, here - there, here - there * volts[:, n:] / volts[:, :n])
             series = p[:, :n, :n]
-            switches = add_at(switches, g.zone, xp.einsum("ekl,eki,elj->eij", series, drop, drop))
+            switches = add_at(switches, g.zone, einsum("ekl,eki,elj->eij", series, drop, drop))
             continue
         y = add_at(y, (g.zone[:, None, None], g.local[:, :, None], g.local[:, None, :]), p)
     return y, switches
@@ -238,7 +238,7 @@ def tapped_windings(layout: Layout, parameters: Parameters, volts: Array, base: 
         tap = params["tap"]
         own = tap[:, t.winding]
         voltage = b[:, t.winding] / (own * t.volts)[:, None]
-        current = xp.einsum("ti,tij->tj", y1[:, t.winding] / tap, b.astype(dtype)) / own[:, None]
+        current = einsum("ti,tij->tj", y1[:, t.winding] / tap, b.astype(dtype)) / own[:, None]
         direct = []
         for other, u in enumerate(layout.taps):  # the series voltages of all regulated windings drive this one's
             if u.group == t.group:
@@ -293,11 +293,11 @@ def _reduce(y, ports, absolute, n: int):
     right = xp.concatenate([f[:, :n], -y[:, :n, n : n + h]], axis=2)
     solved = xp.linalg.solve(y[:, :n, :n], right)
     big_n, n_boundary = solved[:, :, :m], solved[:, :, m:]
-    z = g[:, :, :n] @ big_n + d
-    w = g[:, :, :n] @ n_boundary + g[:, :, n : n + h]
-    t = f[:, n : n + h] - y[:, n : n + h, :n] @ big_n
-    y_in = y[:, n : n + h, n : n + h] + y[:, n : n + h, :n] @ n_boundary
-    return z, w @ absolute, xp.swapaxes(absolute, 1, 2) @ t, big_n, n_boundary @ absolute, y_in
+    z = matmul(g[:, :, :n], big_n) + d
+    w = matmul(g[:, :, :n], n_boundary) + g[:, :, n : n + h]
+    t = f[:, n : n + h] - matmul(y[:, n : n + h, :n], big_n)
+    y_in = y[:, n : n + h, n : n + h] + matmul(y[:, n : n + h, :n], n_boundary)
+    return z, matmul(w, absolute), matmul(xp.swapaxes(absolute, 1, 2), t), big_n, matmul(n_boundary, absolute), y_in
 
 
 def _zones(layout: Layout, parameters: Parameters, y, switches, ports) -> tuple[Zones, tuple]:
@@ -308,12 +308,12 @@ def _zones(layout: Layout, parameters: Parameters, y, switches, ports) -> tuple[
     y = add_at(y, (slice(None), np.arange(n), np.arange(n)), np.where(filled[:, :n], 0.0, 1.0))
     f, g, d = ports
     t_v = xp.asarray(layout.drops, y.dtype)
-    y = xp.swapaxes(t_v, 1, 2) @ y @ t_v + switches
-    f, g = xp.swapaxes(t_v, 1, 2) @ f, g @ t_v
+    y = matmul(matmul(xp.swapaxes(t_v, 1, 2), y), t_v) + switches
+    f, g = matmul(xp.swapaxes(t_v, 1, 2), f), matmul(g, t_v)
     absolute = _boundary_coordinates(layout.last)
     z, w, t, big_n, n_boundary, y_in = _reduce(y, (f, g, d), absolute, n)
-    big_n = t_v[:, :n, :n] @ big_n
-    n_boundary = t_v[:, :n, :n] @ n_boundary + t_v[:, :n, n:-1] @ absolute
+    big_n = matmul(t_v[:, :n, :n], big_n)
+    n_boundary = matmul(t_v[:, :n, :n], n_boundary) + matmul(t_v[:, :n, n:-1], absolute)
     # The boundary's own voltages, so that every node is in a zone.
     big_n = xp.concatenate([big_n, xp.zeros((y.shape[0], s.boundary, s.slots), y.dtype)], axis=1)
     n_boundary = xp.concatenate([n_boundary, xp.asarray(absolute, y.dtype)], axis=1)
@@ -328,19 +328,19 @@ def _zones(layout: Layout, parameters: Parameters, y, switches, ports) -> tuple[
         kinds.append([h] * tier.member.shape[1])
     emf = _emf(layout, parameters)
     head_form = np.linalg.inv(absolute[0])
-    top = head_form @ xp.pad(emf[0], (0, absolute.shape[1] - emf[0].shape[0]))
-    head_y = (absolute.swapaxes(1, 2) @ y_in @ absolute)[0]
+    top = matmul(head_form, xp.pad(emf[0], (0, absolute.shape[1] - emf[0].shape[0])))
+    head_y = matmul(matmul(absolute.swapaxes(1, 2), y_in), absolute)[0]
     boundary = (top * parameters.source_pu[0])[None]
     head_ref = _real_vector(boundary[0])
     for tier, (_, w, _) in zip(layout.tiers[::-1], tiers[:0:-1], strict=True):
-        outputs = xp.einsum("zij,zj->zi", w, boundary)
+        outputs = einsum("zij,zj->zi", w, boundary)
         boundary = outputs.reshape(-1, tier.local.shape[2])[tier.place]
     zones = Zones(
         tiers=tuple(_tier(o, k, t) for o, k, t in zip(tiers, kinds, (None, *layout.tiers), strict=True)),
         n=real(big_n, [big_n.shape[1]], [s.slots]),
         n_boundary=real(n_boundary, [big_n.shape[1]], [s.boundary]),
-        u_ref=_real_vector(xp.einsum("zij,zj->zi", tiers[0][1], boundary)),
-        v_ref=_real_vector(xp.einsum("zij,zj->zi", n_boundary, boundary)),
+        u_ref=_real_vector(einsum("zij,zj->zi", tiers[0][1], boundary)),
+        v_ref=_real_vector(einsum("zij,zj->zi", n_boundary, boundary)),
         head_y=real(head_y, [len(head_y)], [len(head_y)]),
         head_ref=head_ref,
         head_form=head_form,
@@ -431,7 +431,7 @@ def _units(layout: Layout, parameters: Parameters, per_unit, emf, base) -> Units
             if row > 0:
                 chosen = np.nonzero(sources == row - 1)[0]
                 volts = layout.node_volts[group.nodes[i]]
-                amps = (y[i] @ emf[row]) / volts * parameters.unit_volts[chosen]
+                amps = matmul(y[i], emf[row]) / volts * parameters.unit_volts[chosen]
                 current = set_at(current, layout.unit_place[chosen], amps)
     units = Units(
         laws=Laws(**laws),

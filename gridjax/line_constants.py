@@ -43,7 +43,7 @@ import math
 import numpy as np
 from jax import lax
 
-from gridjax.namespace import Array, beside, namespace
+from gridjax.namespace import Array, beside, matmul, namespace
 
 EARTH_MODELS = ("deri", "carson", "fullcarson")
 MU0 = 12.56637e-7  # H/m
@@ -179,4 +179,4 @@ def kron(z: Array, kept: int) -> Array:
     if kept == z.shape[-1]:
         return z
     b = z[..., :kept, kept:]
-    return z[..., :kept, :kept] - b @ namespace(z).linalg.solve(z[..., kept:, kept:], z[..., kept:, :kept])
+    return z[..., :kept, :kept] - matmul(b, namespace(z).linalg.solve(z[..., kept:, kept:], z[..., kept:, :kept]))

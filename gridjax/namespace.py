@@ -13,11 +13,28 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = Any  # np.ndarray or jax.Array
+EXACT = jax.lax.Precision.HIGHEST
 
 
 def namespace(*trees: Any) -> Any:
     """NumPy if all leaves are NumPy's (or plain numbers), else jax.numpy."""
     return jnp if any(isinstance(a, jax.Array) for a in jax.tree.leaves(trees)) else np
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """`a @ b`, exact.
+
+    An accelerator's matrix units take float32 for TF32 or bfloat16 unless they are told not to: voltages would be
+    wrong by 1e-3, and no sweep would converge.
+    """
+    xp = namespace(a, b)
+    return a @ b if xp is np else jnp.matmul(a, b, precision=EXACT)
+
+
+def einsum(form: str, *arrays: Array) -> Array:
+    """`einsum`, exact as `matmul` is."""
+    xp = namespace(*arrays)
+    return np.einsum(form, *arrays) if xp is np else jnp.einsum(form, *arrays, precision=EXACT)
 
 
 def add_at(a: Array, index: Any, values: Any) -> Array:

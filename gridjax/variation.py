@@ -30,6 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
+from gridjax.namespace import matmul
+
 DAY_H = 24.0
 MEMORY = 16  # days that a midnight's value looks back
 LONGEST_H = 48.0  # of a time constant; what a midnight's memory holds
@@ -116,7 +118,7 @@ def vary(key: jax.Array, model: Factors, day: jax.Array | int, steps: int, *, sm
     tau_h = jnp.repeat(model.tau_h, np.array([1, rank + sites, sites]), total_repeat_length=1 + rank + 2 * sites)
     drawn = (_smooth if smooth else _rough)(key, day, steps, tau_h)
     common, mixed, rest, own = jnp.split(drawn, np.cumsum([1, rank, sites]), axis=1)
-    near = mixed @ model.mixing.T + model.rest[None] * rest
+    near = matmul(mixed, model.mixing.T) + model.rest[None] * rest
     share = jnp.maximum(1 - model.common - model.near, 0.0)
     return jnp.sqrt(model.common) * common + jnp.sqrt(model.near) * near + jnp.sqrt(share) * own
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from gridjax.control.inverters import respond, terminal_voltages
 from gridjax.control.settings import Inverters
 from gridjax.grid import Grid, OperatingPoint
+from gridjax.namespace import einsum, matmul
 from gridjax.powerflow.chunks import batched
 from gridjax.powerflow.solve import solve
 
@@ -152,13 +153,13 @@ def _learn(s: Inverters, at: _Search, x: jax.Array, u: jax.Array) -> _Search:
 
 def _times(s: Inverters, learnt: _Search, d: jax.Array) -> jax.Array:
     """S d for a batch, (batch, 2 n) to (batch, n), mostly in single precision: it is a model."""
-    share = jnp.einsum("bkm,bm->bk", learnt.along, d)
-    return times_near(s, d) + jnp.einsum("bk,bkn->bn", share, learnt.off)
+    share = einsum("bkm,bm->bk", learnt.along, d)
+    return times_near(s, d) + einsum("bk,bkn->bn", share, learnt.off)
 
 
 def times_near(s: Inverters, d: jax.Array) -> jax.Array:
     """The given sensitivities times d for a batch, (batch, 2 n) to (batch, n)."""
-    return (d.astype(s.near.dtype) @ s.near.T).astype(d.dtype)
+    return matmul(d.astype(s.near.dtype), s.near.T).astype(d.dtype)
 
 
 def _model(s: Inverters, learnt: _Search, powers, w_k, slope, u_k, x_k) -> jax.Array:
@@ -216,8 +217,8 @@ def residuals(
         z = r if near is None else near(r)
         a = matvec(z)
         for _ in range(2):  # twice is enough (W. Kahan; B. Parlett, 1980)
-            c = jnp.einsum("bkn,bn->bk", az, a)
-            z, a = z - jnp.einsum("bk,bkn->bn", c, zs), a - jnp.einsum("bk,bkn->bn", c, az)
+            c = einsum("bkn,bn->bk", az, a)
+            z, a = z - einsum("bk,bkn->bn", c, zs), a - einsum("bk,bkn->bn", c, az)
         norm = jnp.sqrt(jnp.sum(a * a, axis=1, keepdims=True))
         z, a = (jnp.where(norm > tiny, e / jnp.maximum(norm, tiny), 0.0) for e in (z, a))
         along = jnp.sum(a * r, axis=1, keepdims=True)

@@ -50,6 +50,7 @@ from gridjax.control.inverters import respond, terminal_voltages
 from gridjax.control.settings import NONE, Inverters, Rule, settings
 from gridjax.feeder import Feeder
 from gridjax.grid import Grid, OperatingPoint
+from gridjax.namespace import matmul
 from gridjax.powerflow.solve import PowerFlow, solve
 
 GAP = 1e-8  # at rest, in per unit of a rating
@@ -212,7 +213,7 @@ def _implicit(after: Callable[..., jax.Array], u: jax.Array, data: tuple, right:
         return z - times_near(s, slope * jnp.tile(z, 2))
 
     def backward(z):
-        back = slope * (z.astype(s.near.dtype) @ s.near).astype(z.dtype)
+        back = slope * matmul(z.astype(s.near.dtype), s.near).astype(z.dtype)
         return z - sum(jnp.split(back, 2, axis=1))
 
     def solve_with(model):

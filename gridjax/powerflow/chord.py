@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gridjax.grid import Chord, Grid, Tier
-from gridjax.namespace import Array, namespace
+from gridjax.namespace import Array, matmul, namespace
 from gridjax.powerflow.newton import block_diagonal, slopes, times_slopes
 from gridjax.powerflow.sweep import MIN_STEP, Inputs, fixed_point, linear, mismatch, prepare, slot_currents
 
@@ -42,14 +42,14 @@ def linearize(grid: Grid) -> Chord:
     for tier in grid.zones.tiers:
         if tiers:
             k = block_diagonal(c[tier.member][None])[0]
-            z_k, t_k = tier.z @ k, tier.t @ k
+            z_k, t_k = matmul(tier.z, k), matmul(tier.t, k)
         else:
             z_k, t_k = (times_slopes(a, by_re[None], by_im[None])[0] for a in (tier.z, tier.t))
         right = xp.concatenate([tier.z, tier.w], axis=2)
         solved = xp.linalg.solve(np.eye(z_k.shape[-1])[None] - z_k, right)
         z, w = xp.split(solved, [z_k.shape[-1]], axis=2)
-        tiers.append(dataclasses.replace(tier, z=z, w=w, t=tier.t + t_k @ z))
-        c = t_k @ w
+        tiers.append(dataclasses.replace(tier, z=z, w=w, t=tier.t + matmul(t_k, z)))
+        c = matmul(t_k, w)
     chord = Chord(tuple(tiers), by_re, by_im, u[..., 0])
     return jax.tree.map(lambda a: a.astype(np.float32) if a.dtype.kind == "f" else a, chord)
 

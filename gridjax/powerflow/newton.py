@@ -23,7 +23,7 @@ import numpy as np
 from jax.scipy.linalg import lu_factor, lu_solve
 
 from gridjax.grid import Grid, Tier
-from gridjax.namespace import Array, namespace
+from gridjax.namespace import Array, einsum, matmul, namespace
 from gridjax.powerflow.injections import factors
 from gridjax.powerflow.sweep import Inputs, Solution, linear, mismatch, slot_currents
 
@@ -76,12 +76,12 @@ def times_slopes(a: Array, by_re: Array, by_im: Array) -> Array:
 def block_diagonal(c: Array) -> Array:
     """(batch, zones, members, h, h) as block-diagonal matrices."""
     batch, zones, members, h, _ = c.shape
-    full = namespace(c).einsum("bzmij,mn->bzminj", c, np.eye(members, dtype=c.dtype))
+    full = einsum("bzmij,mn->bzminj", c, np.eye(members, dtype=c.dtype))
     return full.reshape(batch, zones, members * h, members * h)
 
 
 def _apply(operator: jax.Array, vector: jax.Array) -> jax.Array:
-    return jnp.einsum("zij,bzj->bzi", operator, vector)
+    return einsum("zij,bzj->bzi", operator, vector)
 
 
 def eliminate(
@@ -108,19 +108,19 @@ def eliminate(
         if k:
             blocks = block_diagonal(slope[:, tier.member])
             a = a[:, tier.member].reshape(batch, *tier.z.shape[:2])
-            c, z_k, t_k = _apply(tier.z, a), tier.z[None] @ blocks, tier.t[None] @ blocks
+            c, z_k, t_k = _apply(tier.z, a), matmul(tier.z[None], blocks), matmul(tier.t[None], blocks)
         w = jnp.broadcast_to(tier.w[None], (batch, *tier.w.shape))
         identity = jnp.eye(tier.z.shape[1], dtype=c.dtype)[None, None]
         y, one = _solve(identity - z_k, jnp.concatenate([c[..., None], w], axis=-1))
         answers.append(y)
         sign = sign * one
-        out = t_k @ y
+        out = matmul(t_k, y)
         a, slope = out[..., 0] + (_apply(tier.t, a) if k else 0.0), out[..., 1:]
     y = answers[-1][..., 0]
     for k in range(len(tiers) - 1, 0, -1):
         h = tiers[k - 1].t.shape[1]
         boundary = y.reshape(batch, y.shape[1] * y.shape[2] // h, h)[:, tiers[k].place]
-        y = answers[k - 1][..., 0] + jnp.einsum("bzij,bzj->bzi", answers[k - 1][..., 1:], boundary)
+        y = answers[k - 1][..., 0] + einsum("bzij,bzj->bzi", answers[k - 1][..., 1:], boundary)
     return jnp.moveaxis(y, 0, -1), sign
 
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from gridjax.grid import Grid, OperatingPoint, Tier
+from gridjax.namespace import einsum, matmul
 from gridjax.powerflow.newton import eliminate, slopes
 from gridjax.powerflow.sweep import (
     consumption,
@@ -126,7 +127,7 @@ def tangent(
     dx = dx + _times(k, du)
     _, boundary = linear(grid.zones.tiers, dx, dinputs.head)
     zs = grid.zones
-    rows = jnp.einsum("zij,zjb->bzi", zs.n, dx) + jnp.einsum("zij,zjb->bzi", zs.n_boundary, boundary)
+    rows = einsum("zij,zjb->bzi", zs.n, dx) + einsum("zij,zjb->bzi", zs.n_boundary, boundary)
     re, im = (a.reshape(a.shape[0], a.shape[1] * a.shape[2])[:, grid.node_place] for a in jnp.split(rows, 2, axis=2))
     amps = source_current(grid, dinputs.head[0], dx)
     _, taken = jax.jvp(lambda i, u: consumption(grid, i, u), (inputs, u), (dinputs, du))
@@ -145,8 +146,8 @@ def cotangent(
     node = node.at[grid.node_place].set(jnp.arange(grid.shape.nodes, dtype=node.dtype))
     parts = [jnp.pad(a, ((0, 0), (0, 1)))[:, node].reshape(batch, zones, rows // 2) for a in (re, im)]
     v_bar = jnp.concatenate(parts, axis=2)
-    direct = jnp.einsum("zij,bzi->zjb", zs.n, v_bar)
-    boundary = jnp.einsum("zij,bzi->zjb", zs.n_boundary, v_bar)
+    direct = einsum("zij,bzi->zjb", zs.n, v_bar)
+    boundary = einsum("zij,bzi->zjb", zs.n_boundary, v_bar)
     inputs = prepare(grid, points)
     _, pull_power = jax.vjp(lambda p, u: consumption(grid, prepare(grid, p), u), points, u)
     by_power, more = pull_power(taken.T)
@@ -157,7 +158,7 @@ def cotangent(
     x_bar = _answer(grid, k, direct + down, transpose=True)
     further = _times(_transposed_slopes(k), x_bar) + u_bar
     carried = upwards(tiers, further, boundary)
-    head_bar = jnp.einsum("zij,zjb->zib", tiers[-1].t, carried[-1]) + (amps @ zs.head_y).T[None]
+    head_bar = einsum("zij,zjb->zib", tiers[-1].t, carried[-1]) + matmul(amps, zs.head_y).T[None]
     if len(tiers) == 1:
         head_bar = head_bar + boundary
     _, pull = jax.vjp(lambda p: (slot_currents(grid, prepare(grid, p), u), prepare(grid, p).head), points)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from gridjax.admittance import primitive
 from gridjax.grid import Grid, OperatingPoint
+from gridjax.namespace import einsum, matmul
 from gridjax.powerflow.injections import factors
 from gridjax.powerflow.solve import PowerFlow
 
@@ -81,7 +82,7 @@ def _currents(grid: Grid, point: OperatingPoint, flow: PowerFlow, kind: str) -> 
     if kind in ("lines", "switches"):
         return _series_currents(y, at)
     flat = at.reshape(at.shape[0], -1)
-    return jnp.einsum("eij,ej->ei", y, flat).reshape(at.shape)
+    return einsum("eij,ej->ei", y, flat).reshape(at.shape)
 
 
 def _emf(grid: Grid, point: OperatingPoint) -> jax.Array:
@@ -100,8 +101,8 @@ def _series_currents(y: jax.Array, v: jax.Array) -> jax.Array:
     for here, there in ((0, 1), (1, 0)):
         own = y[:, here * n : here * n + n, here * n : here * n + n]
         mutual = y[:, here * n : here * n + n, there * n : there * n + n]
-        series = jnp.einsum("eij,ej->ei", -mutual, v[:, here] - v[:, there])
-        out.append(series + jnp.einsum("eij,ej->ei", own + mutual, v[:, here]))
+        series = einsum("eij,ej->ei", -mutual, v[:, here] - v[:, there])
+        out.append(series + einsum("eij,ej->ei", own + mutual, v[:, here]))
     return jnp.stack(out, axis=1)
 
 
@@ -150,8 +151,8 @@ def _first_source_power(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> j
     inside = jnp.sum(jax.lax.complex(emf[:h], emf[h:]) * jnp.conj(current)) * (grid.base_va / 1e3)
     y = jax.lax.complex(sources.y_re[0], sources.y_im[0])[:k, :k]
     impedance = jnp.linalg.inv(y + jnp.diag((jnp.diagonal(y) == 0).astype(y.dtype)))  # where conductors only pad: any
-    amps = (zs.head_form.T @ current)[:k] * (grid.base_va / grid.node_volts[sources.nodes[0, 0, :k]])
-    return inside - jnp.sum((impedance @ amps) * jnp.conj(amps)) / 1e3
+    amps = matmul(zs.head_form.T, current)[:k] * (grid.base_va / grid.node_volts[sources.nodes[0, 0, :k]])
+    return inside - jnp.sum(matmul(impedance, amps) * jnp.conj(amps)) / 1e3
 
 
 def _unit_currents_pu(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> tuple[jax.Array, jax.Array]:
@@ -221,7 +222,7 @@ def sequence_voltages(grid: Grid, flow: PowerFlow) -> jax.Array:
     v = _padded(flow)[grid.bus_phases]
     a = jnp.exp(2j * jnp.pi / 3).astype(v.dtype)
     transform = jnp.stack([jnp.stack([a**0, a**0, a**0]), jnp.stack([a**0, a, a**2]), jnp.stack([a**0, a**2, a])])
-    return jnp.where(present[:, None], v @ transform.T / 3, 0.0)
+    return jnp.where(present[:, None], matmul(v, transform.T) / 3, 0.0)
 
 
 def unbalance(grid: Grid, flow: PowerFlow) -> jax.Array:

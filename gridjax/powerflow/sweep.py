@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gridjax.grid import Grid, OperatingPoint, Tier
-from gridjax.namespace import Array, add_at, namespace
+from gridjax.namespace import EXACT, Array, add_at, matmul, namespace
 from gridjax.powerflow.injections import factors
 
 MIN_STEP = 1 / 8
@@ -111,7 +111,7 @@ def _product(a: Array, x: Array) -> Array:
     """Matrices (zones, i, j) times vectors with a batch (zones, j, batch)."""
     if namespace(a, x) is np:
         return a @ x
-    return jax.lax.dot_general(a, x, (((2,), (1,)), ((0,), (0,))))
+    return jax.lax.dot_general(a, x, (((2,), (1,)), ((0,), (0,))), precision=EXACT)
 
 
 def linear(tiers: tuple[Tier, ...], x: Array, head: Array, norton: Array | None = None) -> tuple[Array, Array]:
@@ -161,7 +161,7 @@ def source_current(grid: Grid, emf: Array, x: Array) -> Array:
       x: (zones, 2 slots, batch) inputs of the slots; or their changes.
     """
     zs = grid.zones
-    return zs.head_y @ emf - zs.tiers[-1].t[0] @ upwards(zs.tiers, x)[-1][0]
+    return matmul(zs.head_y, emf) - matmul(zs.tiers[-1].t[0], upwards(zs.tiers, x)[-1][0])
 
 
 def node_voltages(grid: Grid, x: jax.Array, boundary: jax.Array) -> jax.Array:
@@ -172,7 +172,7 @@ def node_voltages(grid: Grid, x: jax.Array, boundary: jax.Array) -> jax.Array:
     half = operator.shape[1] // 2
     # The product itself brings the batch to the front, which costs less than to transpose its result.
     re, im = (
-        jax.lax.dot_general(inputs, rows, (((1,), (2,)), ((0,), (0,)))) + ref[:, None]
+        jax.lax.dot_general(inputs, rows, (((1,), (2,)), ((0,), (0,))), precision=EXACT) + ref[:, None]
         for rows, ref in zip(jnp.split(operator, [half], 1), jnp.split(zs.v_ref, [half], 1), strict=True)
     )
     v = jnp.swapaxes(jax.lax.complex(re, im), 0, 1)

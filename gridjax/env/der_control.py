@@ -150,6 +150,15 @@ class DerControl(Environment):
         return 2 * len(self.inverters) + len(self.batteries) + len(self.cars)
 
     @property
+    def action_names(self) -> tuple[str, ...]:
+        """Reactive power and share fed in of the inverters, power of the batteries, charging of the cars."""
+        kinds = {
+            "reactive power": self.inverters, "share fed in": self.inverters, "power": self.batteries,
+            "charging": self.cars,
+        }  # fmt: skip
+        return tuple(f"{kind} {name}" for kind, names in kinds.items() for name in names)
+
+    @property
     def action_counts(self) -> tuple[int, ...]:
         """All are numbers."""
         return (0,) * self.action_size

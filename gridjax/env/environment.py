@@ -91,6 +91,11 @@ class Environment(abc.ABC):
     def action_counts(self) -> tuple[int, ...]:
         """Choices of each entry of an action; 0 for one of the numbers -1 to 1."""
 
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """What the entries of an action are."""
+        return tuple(f"action {k}" for k in range(self.action_size))
+
     @abc.abstractmethod
     def begin(self, key: jax.Array, params: Any) -> Any:
         """The first state of a fresh episode."""

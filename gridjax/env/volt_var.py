@@ -158,6 +158,12 @@ class VoltVar(Environment):
         return len(self.capacitors) + len(self.regulators) + len(self.batteries)
 
     @property
+    def action_names(self) -> tuple[str, ...]:
+        """The devices."""
+        kinds = {"capacitor": self.capacitors, "tap": self.regulators, "battery": self.batteries}
+        return tuple(f"{kind} {name}" for kind, names in kinds.items() for name in names)
+
+    @property
     def action_counts(self) -> tuple[int, ...]:
         """Positions of each device; 0 where the action is a number from -1 to 1."""
         if self.actions == "continuous":

@@ -86,7 +86,7 @@ def der_control(
         pv_row=jnp.arange(first, first + len(feeder.pv_systems)),
         pv_kva=jnp.asarray([pv.kva for pv in feeder.pv_systems], float),
         tariff=_tariff(days, steps), low=jnp.full(len(env.nodes), 0.95), high=jnp.full(len(env.nodes), 1.05),
-        place=jnp.asarray(_places(feeder, devices)), neighbour=jnp.asarray(_neighbours(feeder, devices)),
+        place=jnp.asarray(places(feeder, devices)), neighbour=jnp.asarray(neighbours(feeder, devices)),
         hours=jnp.asarray(hours, float),
     )  # fmt: skip
     return env, params
@@ -133,7 +133,7 @@ def _tariff(days: int, steps: int) -> Tariff:
     return Tariff(jnp.asarray(np.tile(price, (days, 1))), *numbers)
 
 
-def _places(feeder: Feeder, devices: list) -> np.ndarray:
+def places(feeder: Feeder, devices: list) -> np.ndarray:
     """The nodes of each device's terminal, (devices, 3)."""
     number = {name: i for i, name in enumerate(feeder.node_names)}
     out = []
@@ -144,7 +144,7 @@ def _places(feeder: Feeder, devices: list) -> np.ndarray:
     return np.array(out)
 
 
-def _neighbours(feeder: Feeder, devices: list) -> np.ndarray:
+def neighbours(feeder: Feeder, devices: list) -> np.ndarray:
     """The devices nearest to each along the lines, (devices, up to 4), itself where there are no others."""
     far = distances_km(feeder, [split_terminal(d.bus)[0] for d in devices])
     np.fill_diagonal(far, np.inf)

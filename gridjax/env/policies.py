@@ -71,7 +71,8 @@ class Random:
 
     def __call__(self, key, observation, state, memory):
         """A fresh action."""
-        return self.draw(key, observation, state, memory)[::2]
+        action, _, memory = self.draw(key, observation, state, memory)
+        return action, memory
 
     def draw(self, key, observation, state, memory):
         """A fresh action, and the logarithm of its probability, which is always the same."""
@@ -92,7 +93,8 @@ class Noisy:
 
     def __call__(self, key, observation, state, memory):
         """What the other policy wants, explored around."""
-        return self.draw(key, observation, state, memory)[::2]
+        action, _, memory = self.draw(key, observation, state, memory)
+        return action, memory
 
     def draw(self, key, observation, state, memory):
         """That, and the logarithm of its probability."""

@@ -1,0 +1,196 @@
+"""Behaviours that data sets are logged from: a policy with a name, and the share of the episodes that it acts in.
+
+By name: those of `gridjax.env.policies`, and around the best constant action. That is sought by the cross-entropy
+method (R. Y. Rubinstein, 1999): with x in [-1, 1]^n for an action (positions spread evenly over the range),
+
+    x_i ~ N(mu, sigma^2),   elite E: the best eighth by the mean return over the same drawn days,
+    mu <- mean of E,   sigma <- standard deviation of E + floor,
+
+the best x ever seen being kept. Entries of one kind may share a value: one number for all inverters, say.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gridjax.env.der_control import DerControl
+from gridjax.env.environment import Environment, Policy, rollout
+from gridjax.env.policies import Constant, classical, constant, noisy, nothing, random
+from gridjax.feeder import Feeder
+
+NAMES = ("nothing", "random", "classical", "constant", "noisy-classical", "noisy-constant")
+ELITE = 8  # one of so many
+FLOOR = 0.02  # of sigma
+START = 0.5  # sigma at first
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """A policy that data are logged from.
+
+    Attributes:
+      name: of the behaviour, as the data set has it.
+      policy: what acts.
+      share: of the episodes, over the shares' sum.
+      memory: the policy's at the start of every episode.
+    """
+
+    name: str
+    policy: Policy
+    share: float = 1.0
+    memory: Any = None
+
+
+def named(
+    shares: Mapping[str, float],
+    env: Environment,
+    params: Any,
+    feeder: Feeder,
+    key: jax.Array,
+    *,
+    share: float = 0.1,
+    width: float = 0.2,
+) -> tuple[Behaviour, ...]:
+    """Behaviours by name.
+
+    Args:
+      shares: of `NAMES`. "constant" is the best constant action that the search finds; "noisy-": with exploration.
+      env: the environment.
+      params: its parameters.
+      feeder: the environment's, see `gridjax.env.tasks.feeder_of`.
+      key: of the search.
+      share: of positions drawn anew by the noisy ones, see `gridjax.env.policies.noisy`.
+      width: of their numbers' distribution.
+
+    Raises:
+      ValueError: an unknown name, or an environment without classical controls.
+    """
+    unknown = [name for name in shares if name not in NAMES]
+    if unknown:
+        raise ValueError(f"no behaviour {unknown[0]!r}: choose from {', '.join(NAMES)}")
+    bases: dict[str, Policy] = {}
+    wanted = {name.removeprefix("noisy-") for name in shares}
+    if "nothing" in wanted:
+        bases["nothing"] = nothing(env, params)
+    if "random" in wanted:
+        bases["random"] = random(env)
+    if "classical" in wanted:
+        bases["classical"] = classical(env, params, feeder)
+    if "constant" in wanted:
+        bases["constant"] = best_constant(env, params, key, tie=kinds(env))[0]
+    out = []
+    for name, part in shares.items():
+        base = bases[name.removeprefix("noisy-")]
+        policy = noisy(env, base, share=share, width=width) if name.startswith("noisy-") else base
+        out.append(Behaviour(name, policy, part))
+    return tuple(out)
+
+
+def kinds(env: Environment) -> tuple[int, ...]:
+    """Which entries of an action may share a value: in DER control those of one kind, elsewhere none."""
+    if not isinstance(env, DerControl):
+        return tuple(range(env.action_size))
+    sizes = (len(env.inverters), len(env.inverters), len(env.batteries), len(env.cars))
+    return tuple(np.repeat(np.arange(len(sizes)), sizes).tolist())
+
+
+def best_constant(
+    env: Environment,
+    params: Any,
+    key: jax.Array,
+    *,
+    tie: Sequence[int] | None = None,
+    days: int = 16,
+    candidates: int = 64,
+    rounds: int = 10,
+) -> tuple[Constant, float]:
+    """The constant action with the highest mean return, as far as the search finds it.
+
+    Args:
+      env: the environment.
+      params: its parameters; give those of the days to optimise for.
+      key: of the search and of the days, which are the same for all candidates.
+      tie: (action_size,) numbers from 0 on of the groups whose entries share a value; None ties nothing.
+      days: episodes that each candidate is judged by.
+      candidates: in each round, at least 8.
+      rounds: of the search.
+
+    Returns:
+      The action as a policy, and its mean return over those days.
+
+    Raises:
+      ValueError: numbers that make no sense.
+
+    Guarantees:
+      The same key gives the same action. It is never worse on those days than controlling nothing, where the
+      environment says what that is.
+    """
+    if candidates < ELITE or days < 1 or rounds < 1:
+        raise ValueError(f"takes at least {ELITE} candidates, one day and one round")
+    tie = tuple(range(env.action_size)) if tie is None else tuple(tie)
+    groups = max(tie) + 1
+    own, key = jax.random.split(key)
+    mean, deviation = jnp.zeros(groups), jnp.full(groups, START)
+    best, most = None, -np.inf
+    try:
+        idle = jnp.asarray(nothing(env, params).action)
+        best, most = idle, float(_scores(env, idle[None], own, params, days)[0])
+        first = np.array([tie.index(g) for g in range(groups)])
+        mean = _unit(env, idle)[first]
+    except ValueError:
+        pass  # an environment that does not say what nothing is: the search starts in the middle
+    for one in jax.random.split(key, rounds):
+        x = jnp.clip(mean + deviation * jax.random.normal(one, (candidates, groups)), -1.0, 1.0)
+        actions = jax.vmap(functools.partial(_from_unit, env))(x[:, np.array(tie)])
+        scores = _scores(env, actions, own, params, days)
+        order = jnp.argsort(-jnp.where(jnp.isnan(scores), -jnp.inf, scores))
+        elite = x[order[: candidates // ELITE]]
+        mean, deviation = elite.mean(axis=0), elite.std(axis=0) + FLOOR
+        if float(scores[order[0]]) > most:
+            best, most = actions[order[0]], float(scores[order[0]])
+    if best is None:
+        raise ValueError("no candidate has a return that is a number: check the environment's parameters")
+    return constant(np.asarray(best)), most
+
+
+def _remembered(key, observation, state, memory):
+    """The policy whose constant action is its memory, so that one compilation serves all candidates."""
+    del key, observation, state
+    return memory, memory
+
+
+def _total(seen):
+    return seen.reward
+
+
+@functools.partial(jax.jit, static_argnames=("env", "days"))
+def _scores(env: Environment, actions: jax.Array, key: jax.Array, params: Any, days: int) -> jax.Array:
+    """Mean return of each constant action, (candidates,); an episode counts to its end only."""
+
+    def one(action):
+        rewards, _ = rollout(env, _remembered, key, params, steps=env.horizon, batch=days, memory=action, keep=_total)
+        return rewards.sum(axis=0).mean()
+
+    return jax.vmap(one)(actions)
+
+
+def _from_unit(env: Environment, x: jax.Array) -> jax.Array:
+    """The action at x in [-1, 1]^n."""
+    counts = np.array(env.action_counts)
+    place = jnp.round((x + 1) / 2 * (np.maximum(counts, 1) - 1))
+    if all(env.action_counts):
+        return place.astype(jnp.int32)
+    return jnp.where(counts > 0, place, x)
+
+
+def _unit(env: Environment, action: jax.Array) -> jax.Array:
+    """Where in [-1, 1]^n an action is."""
+    counts = np.array(env.action_counts)
+    return jnp.where(counts > 0, 2 * action / np.maximum(counts - 1, 1) - 1, action)

@@ -135,29 +135,50 @@ def best_constant(
     if candidates < ELITE or days < 1 or rounds < 1:
         raise ValueError(f"takes at least {ELITE} candidates, one day and one round")
     tie = tuple(range(env.action_size)) if tie is None else tuple(tie)
-    groups = max(tie) + 1
-    own, key = jax.random.split(key)
-    mean, deviation = jnp.zeros(groups), jnp.full(groups, START)
-    best, most = None, -np.inf
-    try:
-        idle = jnp.asarray(nothing(env, params).action)
-        best, most = idle, float(_scores(env, idle[None], own, params, days)[0])
-        first = np.array([tie.index(g) for g in range(groups)])
-        mean = _unit(env, idle)[first]
-    except ValueError:
-        pass  # an environment that does not say what nothing is: the search starts in the middle
-    for one in jax.random.split(key, rounds):
-        x = jnp.clip(mean + deviation * jax.random.normal(one, (candidates, groups)), -1.0, 1.0)
-        actions = jax.vmap(functools.partial(_from_unit, env))(x[:, np.array(tie)])
-        scores = _scores(env, actions, own, params, days)
-        order = jnp.argsort(-jnp.where(jnp.isnan(scores), -jnp.inf, scores))
-        elite = x[order[: candidates // ELITE]]
-        mean, deviation = elite.mean(axis=0), elite.std(axis=0) + FLOOR
-        if float(scores[order[0]]) > most:
-            best, most = actions[order[0]], float(scores[order[0]])
-    if best is None:
+    start = _start(env, params)
+    search = (start, jax.random.split(key, rounds + 1))
+    action, most = _search(env, params, *search, tie=tie, days=days, candidates=candidates)
+    if not np.isfinite(most):
         raise ValueError("no candidate has a return that is a number: check the environment's parameters")
-    return constant(np.asarray(best)), most
+    return constant(np.asarray(action)), float(most)
+
+
+def _start(env: Environment, params: Any) -> jax.Array:
+    """The action that the search begins at: nothing, or the middle where the environment does not say what that is."""
+    try:
+        action = jnp.asarray(nothing(env, params).action)
+        return action.astype(jnp.int32 if all(env.action_counts) else float)
+    except ValueError:
+        return _from_unit(env, jnp.zeros(env.action_size))
+
+
+@functools.partial(jax.jit, static_argnames=("env", "tie", "days", "candidates"))
+def _search(
+    env: Environment, params: Any, start: jax.Array, keys: jax.Array, *, tie: tuple[int, ...], days: int,
+    candidates: int,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """The best action seen and its mean return; the first key is that of the days, each other that of a round."""
+    groups = max(tie) + 1
+
+    def body(carry, key):
+        mean, deviation, best, most = carry
+        noise = jax.random.normal(key, (candidates, groups))
+        x = jnp.clip(mean[None] + deviation[None] * noise, -1.0, 1.0)
+        actions = jax.vmap(functools.partial(_from_unit, env))(x[:, np.array(tie)])
+        scores = _scores(env, actions, keys[0], params, days)
+        scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+        order = jnp.argsort(-scores)
+        elite, first = x[order[: candidates // ELITE]], order[0]
+        better = scores[first] > most
+        best, most = jnp.where(better, actions[first], best), jnp.where(better, scores[first], most)
+        return (elite.mean(axis=0), elite.std(axis=0) + FLOOR, best, most), None
+
+    most = _scores(env, start[None], keys[0], params, days)[0]
+    most = jnp.where(jnp.isnan(most), -jnp.inf, most)
+    mean = _unit(env, start)[np.array([tie.index(g) for g in range(groups)])]
+    begin = (mean, jnp.full(groups, START), start, most)
+    (_, _, best, most), _ = jax.lax.scan(body, begin, keys[1:])
+    return best, most
 
 
 def _remembered(key, observation, state, memory):
@@ -170,7 +191,6 @@ def _total(seen):
     return seen.reward
 
 
-@functools.partial(jax.jit, static_argnames=("env", "days"))
 def _scores(env: Environment, actions: jax.Array, key: jax.Array, params: Any, days: int) -> jax.Array:
     """Mean return of each constant action, (candidates,); an episode counts to its end only."""
 

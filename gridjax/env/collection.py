@@ -94,8 +94,8 @@ def play(
       memory: the policy's at the start of each.
 
     Returns:
-      Transitions with leading axes (episodes, horizon), those after an early end belonging to another episode, and the
-      actions' log probabilities (episodes, horizon): NaN where the policy does not know them.
+      Transitions with leading axes (episodes, horizon), those after an early end without a meaning, and the actions'
+      log probabilities (episodes, horizon): NaN where the policy does not know them.
     """
     certain = isinstance(policy, Constant | Classical) and all(env.action_counts)
 
@@ -107,10 +107,10 @@ def play(
         else:
             action, memory = policy(choose, obs, state, memory)
             log_probability = jnp.asarray(0.0 if certain else jnp.nan)
-        new, state, reward, cost, terminated, truncated, info = env.step(move, state, action, params)
+        state, reward, cost, terminated, truncated, info = env.move(move, state, action, params)
         after = info.pop("final_observation")
         seen = Transitions(obs, action, reward, cost, after, terminated, truncated, info)
-        return (new, state, memory), (seen, log_probability)
+        return (after, state, memory), (seen, log_probability)
 
     def episode(key):
         start, walk = jax.random.split(key)

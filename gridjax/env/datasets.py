@@ -140,7 +140,7 @@ def load(path: str | Path) -> Dataset:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             stored = {name: archive[name] for name in archive.files}
         header = json.loads(stored.pop("header").tobytes())
     except FileNotFoundError:

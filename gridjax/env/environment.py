@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 
 UNSOLVED = "power flow not solved"
+Move = tuple[Any, jax.Array, jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]
 Step = tuple[jax.Array, Any, jax.Array, jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]
 
 
@@ -136,21 +137,29 @@ class Environment(abc.ABC):
           those of the step within the episode; a fresh episode counts as a constant.
         """
         own, fresh_key = jax.random.split(key)
-        new, outcome = self.advance(own, state, action, params)
+        new, reward, cost, terminated, truncated, info = self.move(own, state, action, params)
+        done = terminated | truncated
+        frozen = jax.lax.stop_gradient((new, params))
+        fresh = where_any(self.begin)(done, frozen[0], fresh_key, frozen[1])
+        state = pick(done, fresh, new)
+        obs = jnp.where(done, self.observe(fresh, params), info["final_observation"])
+        return obs, state, reward, cost, terminated, truncated, info
+
+    def move(self, key: jax.Array, state: Any, action: jax.Array, params: Any) -> Move:
+        """One step of an episode, at whose end no fresh one begins; arguments as of `step`.
+
+        Returns:
+          The episode's next state, which after a failed power flow is the one before, and the rest as of `step`.
+        """
+        new, outcome = self.advance(key, state, action, params)
         new = pick(outcome.solved, new, state)
         reward = jnp.where(outcome.solved, outcome.reward, self.failure_penalty)
         cost = jnp.append(jnp.where(outcome.solved, outcome.cost, 0.0), ~outcome.solved)
         terminated = ~outcome.solved | outcome.over
         truncated = outcome.late & ~terminated
-        done = terminated | truncated
-        last = self.observe(new, params)
-        frozen = jax.lax.stop_gradient((new, params))
-        fresh = where_any(self.begin)(done, frozen[0], fresh_key, frozen[1])
-        state = pick(done, fresh, new)
-        obs = jnp.where(done, self.observe(fresh, params), last)
         figures = {name: jnp.where(outcome.solved, value, jnp.nan) for name, value in outcome.info.items()}
-        info = {**figures, "solved": outcome.solved, "final_observation": last}
-        return obs, state, reward, cost, terminated, truncated, info
+        info = {**figures, "solved": outcome.solved, "final_observation": self.observe(new, params)}
+        return new, reward, cost, terminated, truncated, info
 
 
 def pick(condition: jax.Array, yes: Any, no: Any) -> Any:

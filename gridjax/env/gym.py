@@ -15,6 +15,7 @@ extra `gymnasium`.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import gymnasium
@@ -25,30 +26,49 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gridjax.env.environment import Environment
 from gridjax.env.tasks import make, names
 
+LIMIT = float(np.finfo(np.float32).max)
+
+
+def observation_space(size: int) -> gymnasium.spaces.Box:
+    """Any numbers."""
+    return gymnasium.spaces.Box(-LIMIT, LIMIT, (size,), np.float32)
+
+
+def action_space(counts: Sequence[int]) -> gymnasium.spaces.Space:
+    """Of actions with so many positions in each entry, or with a number from -1 to 1 where that is 0."""
+    if all(counts):
+        return gymnasium.spaces.MultiDiscrete(np.array(counts))
+    if not any(counts):
+        return gymnasium.spaces.Box(-1.0, 1.0, (len(counts),), np.float32)
+    whole = gymnasium.spaces.MultiDiscrete(np.array([c for c in counts if c]))
+    numbers = gymnasium.spaces.Box(-1.0, 1.0, (list(counts).count(0),), np.float32)
+    return gymnasium.spaces.Tuple((whole, numbers))
+
 
 def spaces(env: Environment) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Space]:
     """Observation and action space."""
-    limit = np.finfo(np.float32).max
-    seen = gymnasium.spaces.Box(-limit, limit, (env.observation_size,), np.float32)
-    counts = env.action_counts
-    if all(counts):
-        return seen, gymnasium.spaces.MultiDiscrete(np.array(counts))
-    if not any(counts):
-        return seen, gymnasium.spaces.Box(-1.0, 1.0, (env.action_size,), np.float32)
-    whole = gymnasium.spaces.MultiDiscrete(np.array([c for c in counts if c]))
-    numbers = gymnasium.spaces.Box(-1.0, 1.0, (counts.count(0),), np.float32)
-    return seen, gymnasium.spaces.Tuple((whole, numbers))
+    return observation_space(env.observation_size), action_space(env.action_counts)
 
 
-def to_action(env: Environment, action: Any) -> np.ndarray:
+def join(counts: Sequence[int], action: Any) -> np.ndarray:
     """The functional environment's vector from an element of the action space, or of its batched space."""
     if not isinstance(action, tuple):
         return np.asarray(action)
-    counts = np.array(env.action_counts)
     whole, numbers = (np.asarray(a) for a in action)
-    out = np.empty((*whole.shape[:-1], env.action_size))
-    out[..., counts > 0], out[..., counts == 0] = whole, numbers
+    out = np.empty((*whole.shape[:-1], len(counts)))
+    is_place = np.array(counts) > 0
+    out[..., is_place], out[..., ~is_place] = whole, numbers
     return out
+
+
+def split(counts: Sequence[int], action: np.ndarray) -> Any:
+    """The inverse of `join`."""
+    is_place = np.array(counts) > 0
+    if is_place.all():
+        return action.astype(np.int64)
+    if not is_place.any():
+        return action.astype(np.float32)
+    return action[..., is_place].astype(np.int64), action[..., ~is_place].astype(np.float32)
 
 
 def _seen(obs: jax.Array) -> np.ndarray:
@@ -110,7 +130,7 @@ class GridEnv(gymnasium.Env):
         """One step; after the end of an episode, `reset` comes next."""
         if self._state is None:
             raise gymnasium.error.ResetNeeded("call reset before the first step")
-        action = to_action(self.functional, action)[None]
+        action = join(self.functional.action_counts, action)[None]
         out = _step(self.functional, self._keys.next(1), self._state, action, self.params)
         _, self._state, reward, cost, terminated, truncated, info = out
         own = {k: np.asarray(v[0]) for k, v in info.items() if k != "final_observation"}
@@ -153,7 +173,7 @@ class GridVectorEnv(VectorEnv):
             self.functional,
             self._keys.next(self.num_envs),
             self._state,
-            to_action(self.functional, actions),
+            join(self.functional.action_counts, actions),
             self.params,
         )
         obs, self._state, reward, cost, terminated, truncated, info = out

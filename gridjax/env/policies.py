@@ -38,6 +38,7 @@ from gridjax.env.der_control import DerControl, DerParams
 from gridjax.env.environment import Environment, Policy
 from gridjax.env.volt_var import VoltVar, VoltVarParams
 from gridjax.feeder import Feeder
+from gridjax.grid import OperatingPoint
 
 _TINY = 1e-6  # no number of an action is closer to the ends of its range where a density is asked for
 
@@ -138,10 +139,15 @@ class Classical:
         hour = (state.t + 1) * params.hours
         start = at_rest(self.controls, point)
         point, _, _ = settle(params.grid, point, self.controls, start, hour=hour, differentiable=False)
-        place = (point.tap - params.tap_low[params.regulator_place]) / params.tap_step[params.regulator_place]
-        position = jnp.zeros_like(place).at[params.regulator_place].set(place)
+        return self.asking_for(point), memory
+
+    def asking_for(self, point: OperatingPoint) -> jax.Array:
+        """The action that asks for a point's taps and capacitors; a bank is in service where any of its steps is."""
+        env, params = self.env, self.params
+        place = params.regulator_place
+        position = (point.tap - params.tap_low[place]) / params.tap_step[place]
         banks = jnp.zeros(len(env.capacitors), point.capacitor.dtype).at[params.grid.step_bank].max(point.capacitor)
-        return volt_var_action(env, banks, position), memory
+        return volt_var_action(env, banks, jnp.zeros_like(position).at[place].set(position))
 
 
 @dataclass(frozen=True, eq=False)

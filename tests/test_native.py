@@ -223,6 +223,30 @@ def test_without_numba_the_tiers_solve(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.parametrize("what", ["batch", "grids", "newton", "gradient", "gradient of grids"])
+def test_programs_for_accelerators_too(what, monkeypatch):
+    """Where there is an accelerator, a program holds both ways; here it is only built."""
+    grid = grid_of("ieee13")
+    grids = jax.tree.map(lambda a: jnp.stack([a] * 3), grid)  # a shape of which no trace is kept
+    monkeypatch.setattr(jax, "default_backend", lambda: "cuda")
+
+    def losses(grid, point):
+        return gridjax.losses(grid, point, gridjax.solve(grid, point)).real
+
+    slope = jax.grad(losses, argnums=1)
+    program = {
+        "batch": lambda grids, batch: jax.vmap(gridjax.solve, in_axes=(None, 0))(grid, batch),
+        "grids": jax.vmap(gridjax.solve),
+        "newton": jax.vmap(functools.partial(gridjax.solve, method="newton")),
+        "gradient": lambda grids, batch: jax.vmap(slope, in_axes=(None, 0))(grid, batch),
+        "gradient of grids": jax.vmap(slope),
+    }[what]
+    for platform, own_kernel in (("cpu", True), ("cuda", False)):
+        text = jax.jit(program).trace(grids, grids.nominal).lower(lowering_platforms=(platform,)).as_text()
+        assert ("gridjax" in text) == own_kernel, platform
+        assert own_kernel or "dot_general" in text
+
+
 def test_a_grid_of_traced_parameters_has_no_tree():
     layout, parameters = gridjax.lay_out(feeders.load("ieee13"))
     traced = jax.jit(lambda p: gridjax.assemble(layout, p))(parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,25 +27,15 @@ def batched(
       native: what a processor runs instead where the grid has a tree, whole batches at a time.
     """
 
-    def on_device(grid, *batches):
-        def tiers(grid, *b):
-            return in_chunks(lambda part: run(grid, *part), b, chunk(grid))
+    def tiers(grid, *batches):
+        return in_chunks(lambda part: run(grid, *part), batches, chunk(grid))
 
+    def on_device(grid, *batches):
         if native is None or not calls.usable(grid):
             return tiers(grid, *batches)
-        if jax.default_backend() == "cpu":  # then there is nothing else
-            return native(grid, *batches)
-        return jax.lax.platform_dependent(grid, *batches, cpu=native, default=tiers)
+        return _by_platform(native, tiers, grid, *batches)
 
-    def many(grid, *batches):
-        mesh = jax.sharding.get_abstract_mesh()
-        rows = jax.tree.leaves(batches)[0].shape[0]
-
-        if mesh.empty or rows % mesh.size or any(kind != AxisType.Auto for kind in mesh.axis_types):
-            return on_device(grid, *batches)
-        over = PartitionSpec(mesh.axis_names)
-        specs = (PartitionSpec(), *(over for _ in batches))
-        return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=over, check_vma=False)(grid, *batches)
+    many = functools.partial(_over_devices, on_device)
 
     kernel = jax.custom_batching.custom_vmap(many)
 
@@ -58,8 +49,10 @@ def batched(
             lambda a, b: a if b else jnp.broadcast_to(a[None], (size, *a.shape)), batches, tuple(over_batches)
         )
         if any(jax.tree.leaves(over_grid)):
-            in_turn = native is not None and calls.usable(grid) and jax.default_backend() == "cpu"
-            out = _over_grids(many, grid, over_grid, batches, chunk, in_turn)
+            in_turn = functools.partial(_in_turn, many, over_grid)
+            together = functools.partial(_together, functools.partial(_over_devices, tiers), over_grid, chunk)
+            here = native is not None and calls.usable(grid)
+            out = _by_platform(in_turn, together, grid, *batches) if here else together(grid, *batches)
         else:
             flat = jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), batches)
             out = kernel(grid, *flat)
@@ -69,29 +62,48 @@ def batched(
     return kernel
 
 
-def _over_grids(
-    many: Callable[..., Any], grid: Any, over: Any, batches: tuple, chunk: Callable[[Any], int], in_turn: bool
-) -> Any:
-    """`many` for grids of their own batches each: on a processor as many grids at once as make up a chunk.
+def _by_platform(processor: Callable[..., Any], others: Callable[..., Any], *args: Any) -> Any:
+    """What a processor runs, or what the others do, on the one that the program is compiled for."""
+    if jax.default_backend() == "cpu":  # then there is nothing else
+        return processor(*args)
+    return jax.lax.platform_dependent(*args, cpu=processor, default=others)
 
-    Or one after the other, `in_turn`, where the processor's own kernel does a batch at a time.
-    """
+
+def _over_devices(function: Callable[..., Any], grid: Any, *batches: Any) -> Any:
+    """A batch over all devices of the mesh that is set, if they divide it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = jax.tree.leaves(batches)[0].shape[0]
+    if mesh.empty or rows % mesh.size or any(kind != AxisType.Auto for kind in mesh.axis_types):
+        return function(grid, *batches)
+    over = PartitionSpec(mesh.axis_names)
+    specs = (PartitionSpec(), *(over for _ in batches))
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=over, check_vma=False)(grid, *batches)
+
+
+def _parts(grid: Any, over: Any) -> tuple[list, Callable[[list], Any]]:
+    """The leaves of stacked grids that differ from grid to grid, and how one's make a grid."""
     leaves, tree = jax.tree.flatten(grid)
     mapped = jax.tree.leaves(over)
-    own = [leaf for leaf, m in zip(leaves, mapped, strict=True) if m]
 
     def whole(own):
         parts = iter(own)
         return jax.tree.unflatten(tree, [next(parts) if m else leaf for leaf, m in zip(leaves, mapped, strict=True)])
 
-    def one(args):
-        return many(whole(args[0]), *args[1])
+    return [leaf for leaf, m in zip(leaves, mapped, strict=True) if m], whole
 
-    if in_turn:
-        return jax.lax.map(one, (own, batches))
+
+def _in_turn(many: Callable[..., Any], over: Any, grid: Any, *batches: Any) -> Any:
+    """`many` for grids of their own batches each, one after the other."""
+    own, whole = _parts(grid, over)
+    return jax.lax.map(lambda args: many(whole(args[0]), *args[1]), (own, batches))
+
+
+def _together(many: Callable[..., Any], over: Any, chunk: Callable[[Any], int], grid: Any, *batches: Any) -> Any:
+    """The same for as many grids at once as make up a chunk."""
+    own, whole = _parts(grid, over)
     scenarios = jax.tree.leaves(batches)[0].shape[1]
-    together = max(1, chunk(whole([leaf[0] for leaf in own])) // max(1, scenarios))
-    return in_chunks(jax.vmap(one), (own, batches), together)
+    at_once = max(1, chunk(whole([leaf[0] for leaf in own])) // max(1, scenarios))
+    return in_chunks(jax.vmap(lambda args: many(whole(args[0]), *args[1])), (own, batches), at_once)
 
 
 def in_chunks(function: Callable[[Any], Any], batch: Any, size: int) -> Any:

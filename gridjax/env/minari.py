@@ -162,7 +162,7 @@ def _foreign(given: minari.MinariDataset) -> dict[str, Any]:
 
 def _spec(made_by: dict[str, Any]) -> Any:
     """What Minari makes the environment anew from; None if that is not known."""
-    if "name" not in made_by:
+    if f"gridjax/{made_by.get('name')}" not in gymnasium.registry:
         return None
     options = {key: value for key, value in made_by.items() if key != "name"}
     spec = gymnasium.spec(f"gridjax/{made_by['name']}")

@@ -205,6 +205,18 @@ def idle(settings: Storages) -> Power:
     return Power(-settings.idling_kw, jnp.zeros_like(settings.idling_kw))
 
 
+def reach(settings: Storages, state: StorageState, hours: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+    """The lowest and highest power at the terminals that the energies allow for so many hours, kW, (n,).
+
+    The ratings limit it further.
+    """
+    s = settings
+    lowest = jnp.minimum(state.kwh, s.kwh_reserve)
+    out_most = (state.kwh - lowest) * s.discharge_efficiency / hours - s.idling_kw
+    in_most = (s.kwh_rated - state.kwh) / (s.charge_efficiency * hours) + s.idling_kw
+    return -in_most, out_most
+
+
 def operate(
     settings: Storages, state: StorageState, request: Power, hours: jax.Array | float
 ) -> tuple[Power, StorageState, StorageBooks]:
@@ -225,9 +237,7 @@ def operate(
     """
     s = settings
     lowest = jnp.minimum(state.kwh, s.kwh_reserve)
-    out_most = (state.kwh - lowest) * s.discharge_efficiency / hours - s.idling_kw
-    in_most = (s.kwh_rated - state.kwh) / (s.charge_efficiency * hours) + s.idling_kw
-    power = _within_rating(s, request, -in_most, out_most)
+    power = _within_rating(s, request, *reach(s, state, hours))
     direct = power.kw + s.idling_kw
     discharge, charge = jnp.maximum(direct, 0.0), jnp.maximum(-direct, 0.0)
     moved = charge * s.charge_efficiency - discharge / s.discharge_efficiency

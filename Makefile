@@ -10,11 +10,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench test-browser validation feeders clean browser
+.PHONY: help demo test lint bench bench-sb3 test-browser validation feeders clean browser
 
 help:  ## Show the targets
 	@echo "Targets (PYTHON=$(PYTHON), VENV=$(VENV)):"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "To change the interpreter, remove $(VENV) or name another: VENV=.venv312 PYTHON=python3.12"
 
 demo: $(VENV)/.stamp-opendss  ## Run the demonstration, with the OpenDSS check; writes demo_out/
@@ -31,6 +31,9 @@ lint: $(VENV)/.stamp-dev  ## Check style, formatting and types
 bench: $(VENV)/.stamp-bench  ## Measure the solver beside its peers
 	$(BIN)/python -m benchmarks.powerflow
 	$(BIN)/python -m benchmarks.kernel
+
+bench-sb3: $(VENV)-sb3/.stamp  ## Train stable-baselines3's PPO on the environments, in an environment of its own
+	$(VENV)-sb3/bin/python -m benchmarks.sb3
 
 validation: $(VENV)/.stamp-opendss  ## Compare with OpenDSS; writes docs/validation.md
 	$(BIN)/python -m benchmarks.validation
@@ -56,6 +59,16 @@ $(VENV)/.stamp-core: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.stamp-%: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing gridjax[$*] into $(VENV)"
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[$*]"
+	@touch $@
+
+# torch is in no extra and no pin: the one without CUDA where the index has it.
+$(VENV)-sb3/.stamp: pyproject.toml constraints.txt
+	@test -x $(VENV)-sb3/bin/python || "$(PYTHON)" -m venv $(VENV)-sb3
+	@echo "Installing stable-baselines3 and torch into $(VENV)-sb3"
+	$(VENV)-sb3/bin/python -m pip install --quiet "torch==2.13.0+cpu" || \
+		$(VENV)-sb3/bin/python -m pip install --quiet "torch==2.13.0"
+	$(VENV)-sb3/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[gymnasium]" \
+		"stable-baselines3==2.9.2"
 	@touch $@
 
 $(BIN)/python:

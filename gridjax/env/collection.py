@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -173,11 +174,4 @@ def _apportion(shares: Sequence[float], total: int) -> np.ndarray:
 
 
 def _versions() -> dict[str, str]:
-    from gridjax import __version__
-
-    return {
-        "gridjax": __version__,
-        "jax": jax.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
+    return {"python": platform.python_version(), **{name: version(name) for name in ("gridjax", "jax", "numpy")}}

@@ -72,7 +72,7 @@ def split(counts: Sequence[int], action: np.ndarray) -> Any:
 
 
 def _seen(obs: jax.Array) -> np.ndarray:
-    return np.asarray(obs, np.float32)
+    return np.array(obs, np.float32)  # a copy, which may be written to
 
 
 @functools.partial(jax.jit, static_argnames="env")

@@ -25,6 +25,10 @@ FEEDERS = {
     "Powergym": ("ieee13", "ieee34", "ieee123", "ieee8500"),
     "DerControl": ("ieee13", "ieee34", "ieee123", "european_lv", "ieee8500"),
 }
+SIZES = {  # of DER control, where one device for every other or eighth load would be fewer than a hundred
+    "ieee123": {"fleet": 80, "batteries": 20, "cars": 20},
+    "european_lv": {"fleet": 55, "batteries": 25, "cars": 25},
+}
 VERSION = "v0"
 
 
@@ -55,6 +59,7 @@ def make(name: str, *, seed: int = 0, days: int = 100, hours: float = 1.0, **opt
     task, feeder_name, _ = name.split("-")
     feeder = feeders.load(feeder_name)
     if task == "DerControl":
+        options = SIZES.get(feeder_name, {}) | options
         return der_control(feeder, jax.random.key(seed), days=days, hours=hours, **options)
     multiplier = multipliers(feeder, jax.random.key(seed), days, steps)
     if task == "Powergym":
@@ -81,6 +86,7 @@ def feeder_of(name: str, **options: Any) -> Feeder:
     if task != "DerControl":
         return feeder
     devices = ("fleet", "batteries", "penetration")
+    options = SIZES.get(feeder_name, {}) | options
     return equip(feeder, **{key: value for key, value in options.items() if key in devices})
 
 

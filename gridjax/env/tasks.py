@@ -17,6 +17,7 @@ from gridjax import feeders
 from gridjax.days import region, shapes
 from gridjax.env.der_tasks import der_control, equip
 from gridjax.env.environment import Environment
+from gridjax.env.microgrid_tasks import island_feeder, microgrid
 from gridjax.env.volt_var_tasks import powergym, volt_var
 from gridjax.feeder import Feeder
 
@@ -24,6 +25,7 @@ FEEDERS = {
     "VoltVar": ("ieee13", "ieee34", "ieee123", "ieee8500"),
     "Powergym": ("ieee13", "ieee34", "ieee123", "ieee8500"),
     "DerControl": ("ieee13", "ieee34", "ieee123", "european_lv", "ieee8500"),
+    "Microgrid": ("ieee13", "ieee34", "ieee123", "european_lv"),
 }
 SIZES = {  # of DER control, where one device for every other or eighth load would be fewer than a hundred
     "ieee123": {"fleet": 80, "batteries": 20, "cars": 20},
@@ -46,7 +48,8 @@ def make(name: str, *, seed: int = 0, days: int = 100, hours: float = 1.0, **opt
       days: how many different days episodes are drawn from.
       hours: length of a step, a whole number of which make a day.
       **options: of the task: for "VoltVar" those of `gridjax.env.volt_var_tasks.volt_var`, for "Powergym" those of
-        `gridjax.env.volt_var_tasks.powergym`, for "DerControl" those of `gridjax.env.der_tasks.der_control`.
+        `gridjax.env.volt_var_tasks.powergym`, for "DerControl" those of `gridjax.env.der_tasks.der_control`, for
+        "Microgrid" those of `gridjax.env.microgrid_tasks.microgrid`.
 
     Raises:
       ValueError: an unknown name, or numbers that make no sense.
@@ -61,6 +64,8 @@ def make(name: str, *, seed: int = 0, days: int = 100, hours: float = 1.0, **opt
     if task == "DerControl":
         options = SIZES.get(feeder_name, {}) | options
         return der_control(feeder, jax.random.key(seed), days=days, hours=hours, **options)
+    if task == "Microgrid":
+        return microgrid(feeder, jax.random.key(seed), days=days, hours=hours, **options)
     multiplier = multipliers(feeder, jax.random.key(seed), days, steps)
     if task == "Powergym":
         if hours != 1.0:
@@ -83,6 +88,8 @@ def feeder_of(name: str, **options: Any) -> Feeder:
         raise ValueError(f"no environment {name!r}: choose one of {', '.join(names())}")
     task, feeder_name, _ = name.split("-")
     feeder = feeders.load(feeder_name)
+    if task == "Microgrid":
+        return island_feeder(feeder, **{k: v for k, v in options.items() if k in ("forming", "diesels")})
     if task != "DerControl":
         return feeder
     devices = ("fleet", "batteries", "penetration")

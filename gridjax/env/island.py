@@ -45,6 +45,7 @@ from gridjax.powerflow import results
 from gridjax.powerflow.solve import PowerFlow, solve
 
 ROUNDS = 2
+TOLERANCE = 1e-10  # of the power flows, so that powers balance to 1e-9
 SWING_STEPS = 10  # of the swing equation in each inner step
 MARGIN = 0.01  # of the grid-forming unit's rating, kept by corrections, since losses change with them
 
@@ -202,7 +203,7 @@ def network(grid: Grid, island: Island, request: Request, kw: jax.Array, fallen:
         generation_kw=kw,
         generation_kvar=request.on * jnp.clip(request.kvar, -room, room),
     )
-    flow = solve(grid, point)
+    flow = solve(grid, point, tol=TOLERANCE)
     return point, flow, results.source_power(grid, point, flow)[0]
 
 

@@ -103,7 +103,7 @@ def table(record: dict[str, Any]) -> str:
     meta = record["meta"]
     lines = [
         "# Steps of the environments\n",
-        f"Written by `{meta['command']}` on {meta['processor']}, "
+        f"Written by `{meta['command']}` on {meta['processor']}, gridjax on {meta['device']}, "
         f"{', '.join(f'{k} {v}' for k, v in meta['versions'].items())}; float64, batch {meta['batch']}; raw figures: "
         "[steps.json](steps.json). Whole steps a second (devices, power flow, reward, costs, observation, fresh "
         "episodes included) with random moves of every device; `times` is against powergym's own code in the "
@@ -136,8 +136,11 @@ def main() -> int:
     jax.config.update("jax_enable_x64", True)
     root = Path(__file__).parent.parent  # the engine may change the working folder
     out = (args.out or root / ("docs" if args.powergym else "demo_out/bench")).resolve()
+    words = ["CHECKOUT" if word == str(args.powergym) else word for word in sys.argv[1:]]
+    device = jax.devices()[0]
     meta = {
-        "command": " ".join(["python -m benchmarks.steps", *sys.argv[1:]]), "processor": machine(),
+        "command": " ".join(["python -m benchmarks.steps", *words]), "processor": machine(),
+        "device": f"{device.platform}: {device.device_kind}",
         "versions": versions(), "batch": args.batch,
     }  # fmt: skip
     record: dict[str, Any] = {"meta": meta, "rows": []}

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.days import room
+from benchmarks.days import room, step_keys
 from gridjax.env.environment import Environment, pick
 
 RATE = 0.1
@@ -29,15 +29,16 @@ def slopes(env: Environment, params: Any, keys: jax.Array, actions: jax.Array, p
     """J of each day's actions (days, steps, action_size), (days,), and its derivatives; not numbers count as 0."""
 
     def day(actions, key):
-        def body(carry, action):
-            state, alive = carry
-            new, outcome = env.advance(key, state, action, params)
+        def body(carry, now):
+            (state, alive), (t, action) = carry, now
+            own, _ = jax.random.split(step_keys(key, t)[1])  # as `env.step` has it: chance strikes as in a walk
+            new, outcome = env.advance(own, state, action, params)
             gain = jnp.where(outcome.solved, outcome.reward - jnp.sum(price * outcome.cost), env.failure_penalty)
             over = outcome.over | ~outcome.solved
             return (pick(outcome.solved, new, state), alive & ~over), jnp.where(alive, gain, 0.0)
 
         start = (jax.lax.stop_gradient(env.begin(key, params)), jnp.ones((), bool))
-        return jnp.sum(jax.lax.scan(body, start, actions)[1])
+        return jnp.sum(jax.lax.scan(body, start, (jnp.arange(env.horizon), actions))[1])
 
     value, slope = jax.vmap(jax.value_and_grad(day))(actions, keys)
     return value, jnp.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
@@ -85,7 +86,8 @@ def ascend(
       env: an environment of numbers.
       params: of it.
       keys: (days,) as from `benchmarks.days.day_keys`.
-      starts: actions (days, steps, action_size).
+      starts: actions (days, steps, action_size); the climb begins from the first, and from the best of them on each
+        day.
       price: (constraints,) of the costs.
       iterations: from each start.
     """
@@ -96,9 +98,12 @@ def ascend(
         def of(x, rows=rows):
             return slopes(env, params, keys[rows], x, price)
 
-        tops = np.stack([climb(of, start[rows], iterations) for start in starts])
-        values = np.stack([of(x)[0] for x in tops])
-        out.append(tops[values.argmax(axis=0), np.arange(tops.shape[1])])
+        def best(points):
+            values = np.stack([of(x)[0] for x in points])
+            return np.stack(points)[values.argmax(axis=0), np.arange(values.shape[1])]
+
+        points = [np.asarray(start[rows], float) for start in starts]
+        out.append(best([climb(of, start, iterations) for start in (points[0], best(points))]))
     return np.concatenate(out)
 
 

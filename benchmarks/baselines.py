@@ -9,16 +9,25 @@ LABELS = {
     "return": "return", "beyond no control": "beyond no control", "score": "score", "loss_kwh": "losses, kWh",
     "source_kwh": "from the source, kWh", "capacitor_moves": "capacitor moves", "tap_moves": "tap moves",
     "energy_cost": "energy, money", "curtailed_kwh": "curtailed, kWh", "undelivered_kwh": "not delivered, kWh",
-    "wear_cost": "wear, money",
+    "wear_cost": "wear, money", "unserved_kwh": "not served, kWh", "energy_not_served_kwh": "not served, kWh",
+    "fuel_cost": "fuel, money", "frequency_low_hz": "lowest frequency, Hz", "frequency_high_hz": "highest, Hz",
 }  # fmt: skip
 SAME = "the return is the score"  # no row of its own
-LEFT_OUT = {"source_kwh", "wear_cost", "energy_cost"}  # of the page, not of the record
+LEFT_OUT = {
+    "source_kwh",
+    "wear_cost",
+    "energy_cost",
+    "forming_kwh",
+    "weighted_kwh",
+    "unserved_cost",
+}  # of the page, not of the record
 
 
 def number(value: float) -> str:
     """Four digits, but whole numbers whole."""
     if value != value:
         return ""
+    value = 0.0 if abs(value) < 1e-6 else value
     return f"{value:,.0f}" if abs(value) >= 1000 or value == round(value) else f"{value:.4g}"
 
 
@@ -27,7 +36,7 @@ def cell(entry: dict[str, float] | None) -> str:
     if entry is None:
         return ""
     half = entry["half"]
-    if not half or half != half:
+    if half < 1e-6 or half != half:
         return number(entry["mean"])
     return f"{number(entry['mean'])} ± " + (f"{half:,.0f}" if half >= 100 else f"{half:.2g}")
 
@@ -49,12 +58,13 @@ def section(case: dict[str, Any]) -> list[str]:
     ]
     for row in run:
         cells: list[str] = [cell(row["means"].get(name)) for name in shown]
-        for violation in row["violations"]:
-            cells += [
-                f"{100 * violation['share']:.3g} %",
-                f"{violation['mean_size']:.3g}" if violation["share"] else "",
-            ]
-        cells.append(f"{row['unsolved']} of {row['steps']}")
+        if "violations" in row:
+            for violation in row["violations"]:
+                size = f"{violation['mean_size']:.3g}" if violation["share"] else ""
+                cells += [f"{100 * violation['share']:.3g} %", size]
+            cells.append(f"{row['unsolved']} of {row['steps']}")
+        else:
+            cells += [""] * (len(heads) - len(cells))
         lines.append(f"| {row['policy']} | {row['days']} | {' | '.join(cells)} |")
     for row in case["rows"]:
         if "not_run" in row and row["not_run"] != SAME:
@@ -66,13 +76,20 @@ def effort(case: dict[str, Any]) -> str:
     """What was searched, in words."""
     done = case["effort"]
     text = f"constant action from {done['training']} training days, search on {done['searched']} of the held-out days"
-    if any(case["price"]):
-        prices = ", ".join(
-            f"{number(p)} per {name}" for p, name in zip(case["price"], case["constraints"], strict=True)
-        )
+    named = zip(case["price"], case["constraints"], strict=True)
+    prices = ", ".join(f"{number(p)} per {unit(name)} and step" for p, name in named)
+    if case["search"] == "gradient":
         return f"{text}, {done['iterations']} steps of the gradient from each start; score: return less {prices}."
+    if case["search"] == "steps":
+        return f"{text}, step by step from the other policies' actions; score: return less {prices}."
     where = "positions near the present ones" if done["near"] else "all positions"
     return f"{text}, {where}, up to {done['sweeps']} sweeps over the devices."
+
+
+def unit(constraint: str) -> str:
+    """ "pu of voltage violation" from "voltage violation, pu"."""
+    what, _, of = constraint.partition(", ")
+    return f"{of} of {what}" if of else what
 
 
 def page(record: dict[str, Any]) -> str:
@@ -143,8 +160,10 @@ def _rows(case: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _returns(ax: Any, case: dict[str, Any]) -> None:
     """Score (or return) of each policy; random moves are written, as they are far off."""
-    names, values = [], []
-    for row in _rows(case):
+    names, values, run = [], [], _rows(case)
+    for row in run:
+        if "score" in run[0]["means"] and "score" not in row["means"]:
+            continue
         means = row["means"].get("score", row["means"]["return"])
         if row["policy"] == "random":
             ax.set_xlabel(f"{'score' if 'score' in row['means'] else 'return'} a day (random: {means['mean']:.3g})")
@@ -161,7 +180,7 @@ def _returns(ax: Any, case: dict[str, Any]) -> None:
 def _violations(ax: Any, case: dict[str, Any]) -> None:
     """Violations a step of the first constraint against return, a point a policy."""
     for k, row in enumerate(_rows(case)):
-        if row["policy"] == "random":
+        if row["policy"] == "random" or "violations" not in row:
             continue
         violation = row["violations"][0]
         ax.plot(

@@ -43,6 +43,11 @@ def day_keys(env: Environment, params: Any, days: int, seed: int) -> jax.Array:
     return keys[first[:days]]
 
 
+def step_keys(key: jax.Array, t: jax.Array) -> jax.Array:
+    """The policy's and the environment's keys of a day's step, (2,)."""
+    return jax.random.split(jax.random.fold_in(key, t))
+
+
 def scripted(key: jax.Array, obs: jax.Array, state: Any, memory: Any) -> tuple[jax.Array, Any]:
     """The policy that plays the actions (steps, action_size) in its memory, (actions, step)."""
     del key, obs, state
@@ -56,7 +61,7 @@ def _walk(env: Environment, policy: Callable, keys: jax.Array, params: Any, memo
     obs, state = jax.vmap(env.reset, in_axes=(0, None))(keys, params)
 
     def one(key, t, obs, state, memory):
-        choose, move = jax.random.split(jax.random.fold_in(key, t))
+        choose, move = step_keys(key, t)
         action, memory = policy(choose, obs, state, memory)
         obs, state, reward, cost, terminated, truncated, info = env.step(move, state, action, params)
         del info["final_observation"]

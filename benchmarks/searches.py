@@ -238,6 +238,38 @@ def best_energies(stage: jax.Array, taken: jax.Array, start: jax.Array, low: jax
     return jax.lax.scan(forward, start, (stage, later))[1]
 
 
+def step_by_step(
+    env: Environment, params: Any, keys: jax.Array, starts: list[np.ndarray], *, price: np.ndarray, sweeps: int = 1
+) -> np.ndarray:
+    """Actions (days, steps, action_size) of positions: each entry of each step in turn is tried at all its positions.
+
+    Args:
+      env: an environment of positions.
+      params: of it.
+      keys: (days,) as from `benchmarks.days.day_keys`.
+      starts: actions (days, steps, action_size); a day begins with the best of them.
+      price: (costs,) of the costs in the score.
+      sweeps: over all steps.
+
+    Guarantees:
+      On no day worse than any start.
+    """
+    found = np.stack([score(replay(env, keys, params, start), price) for start in starts])
+    days = np.arange(keys.shape[0])
+    actions, best = np.stack(starts)[found.argmax(axis=0), days], found.max(axis=0)
+    for _, t, k in itertools.product(range(sweeps), range(env.horizon), range(env.action_size)):
+        count = env.action_counts[k]
+        tried = np.repeat(actions[None], count, axis=0)
+        tried[:, :, t, k] = np.arange(count)[:, None]
+        rows = tried.reshape(-1, *actions.shape[1:])
+        sums = replay(env, keys[np.tile(days, count)], params, rows, room(env))
+        values = score(sums, price).reshape(count, -1)
+        top, better = values.argmax(axis=0), values.max(axis=0) > best
+        actions = np.where(better[:, None, None], tried[top, days], actions)
+        best = np.maximum(best, values.max(axis=0))
+    return actions
+
+
 def volt_var_days(
     env: VoltVar,
     params: VoltVarParams,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import gridjax
-from benchmarks import ascent, environments, searches
+from benchmarks import ascent, contenders, environments, searches
 from benchmarks.days import day_keys, interval, replay
 from gridjax.env import policies
 from gridjax.env.environment import Environment, Outcome, rollout
@@ -142,8 +142,8 @@ def small(name, *, seed, days):
 def case():
     """What a quick run prepares of it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(environments, "make", small)
-        return environments.prepare("VoltVar-ieee13-v0", environments.QUICK, DAYS)
+        patch.setattr(contenders, "make", small)
+        return contenders.prepare("VoltVar-ieee13-v0", contenders.QUICK, DAYS)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def volts(case):
 def test_held_out_days_are_others_than_those_of_training(case):
     assert case.params.multiplier.shape == case.training.multiplier.shape
     assert not np.any(np.asarray(case.params.multiplier) == np.asarray(case.training.multiplier))
-    assert len(case.keys) == DAYS and len(case.training_keys) == environments.QUICK.training
+    assert len(case.keys) == DAYS and len(case.training_keys) == contenders.QUICK.training
 
 
 def test_stages_and_moves_make_the_return(volts):
@@ -180,25 +180,25 @@ def test_a_walk_is_a_rollout_of_the_same_days(volts):
 
 
 def test_a_small_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(environments, "make", small)
+    monkeypatch.setattr(contenders, "make", small)
     words = ["--quick", "--env", "VoltVar-ieee13-v0", "--out", str(tmp_path)]
     assert environments.main(words) == 0
     record = json.loads((tmp_path / "baselines.json").read_text())
     (case,) = record["environments"]
     rows = {row["policy"]: row for row in case["rows"]}
-    assert "no inverters" in rows[environments.DROOP]["not_run"]
-    first = np.array(rows[environments.NOTHING]["returns"])
-    for policy in (environments.CLASSICAL, environments.CONSTANT, environments.RANDOM, environments.SEARCH):
+    assert "no inverters" in rows[contenders.DROOP]["not_run"]
+    first = np.array(rows[contenders.NOTHING]["returns"])
+    for policy in (contenders.CLASSICAL, contenders.CONSTANT, contenders.RANDOM, contenders.SEARCH):
         row = rows[policy]
         values = np.array(row["returns"])
         assert row["days"] == len(values) and row["unsolved"] == 0 and row["steps"] == row["whole"]
         beyond = row["means"]["beyond no control"]["mean"]
         if row["days"] == len(first):
             assert beyond == pytest.approx(np.mean(values - first), abs=1e-4)
-    found = np.array(rows[environments.SEARCH]["returns"])
-    for policy in (environments.NOTHING, environments.CLASSICAL, environments.CONSTANT):  # day by day
+    found = np.array(rows[contenders.SEARCH]["returns"])
+    for policy in (contenders.NOTHING, contenders.CLASSICAL, contenders.CONSTANT):  # day by day
         assert np.all(found >= np.array(rows[policy]["returns"])[: len(found)] - 1e-4)
-    assert rows[environments.RANDOM]["means"]["tap_moves"]["mean"] > 0
+    assert rows[contenders.RANDOM]["means"]["tap_moves"]["mean"] > 0
     text = (tmp_path / "baselines.md").read_text()
     assert text.strip() == capsys.readouterr().out.strip()
     assert "| IEEE 1547 droop | - | there are no inverters" in text

@@ -204,7 +204,7 @@ def main() -> None:
     if asked.quick:
         asked.steps, asked.single_steps, asked.held_out, asked.days = 12_000, 3_000, 20, 10
     out = asked.out or FOLDER / ("demo_out/bench" if asked.quick else "docs")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(1)  # the networks are too small to share
     options: dict[str, Any] = dict(days=asked.days, hours=asked.hours)
     single = f"gridjax.env.gym:gridjax/{asked.name}"
     runs = [

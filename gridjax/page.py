@@ -95,22 +95,18 @@ def page(feeder: Feeder, grid: Grid, point: OperatingPoint, flow: PowerFlow, pat
     }
     _, low, high = svg.bins(lowest)
     parts = {
+        **_style_parts(len(xy)),
         "title": html.escape(printable(feeder.name)),
-        "colours": _colours(VOLTAGE_COLOURS),
-        "dark_colours": _colours(_DARK_COLOURS),
-        "dot": "4" if len(xy) <= 1000 else "2.2",
         "banner": _BANNER if failed else "",
         "note": html.escape(f"Line width: {meaning}." + (f" {note[:1].upper()}{note[1:]}." if note else "")),
         "summary": _summary(summarize(feeder, grid, point, flow)),
-        "scale": _scale(low, high),
+        "scale": scale(low, high),
         "oneline": svg.diagram(feeder, edges, at, height, lowest, widths, failed),
         "profile": profile,
-        "data": _json(data),
+        "data": json_text(data),
         "origin": html.escape(_first(feeder.origin)),
     }
-    template = _TEMPLATE.read_text(encoding="utf-8")
-    text = re.sub(r"@@(\w+)@@", lambda match: parts[match[1]], template)  # one pass: parts are never searched
-    Path(path).write_text(text, encoding="utf-8")
+    Path(path).write_text(filled(_TEMPLATE, parts), encoding="utf-8")
 
 
 _BANNER = (
@@ -118,17 +114,40 @@ _BANNER = (
 )
 
 
+def filled(template: Path, parts: dict[str, str]) -> str:
+    """A template with its parts, which stand there as @@name@@."""
+    text = template.read_text(encoding="utf-8")
+    return re.sub(r"@@(\w+)@@", lambda match: parts[match[1]], text)  # one pass: parts are never searched
+
+
+def style(buses: int) -> str:
+    """The style sheet of a page with a diagram of so many buses, for other pages."""
+    found = re.search("<style>(.*)</style>", _TEMPLATE.read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    parts = _style_parts(buses)
+    return re.sub(r"@@(\w+)@@", lambda match: parts[match[1]], found[1])
+
+
+def _style_parts(buses: int) -> dict[str, str]:
+    return {
+        "colours": _colours(VOLTAGE_COLOURS),
+        "dark_colours": _colours(_DARK_COLOURS),
+        "dot": "4" if buses <= 1000 else "2.2",
+    }
+
+
 def _first(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text[:400])
 
 
-def _json(data: Any) -> str:
+def json_text(data: Any) -> str:
     """JSON that cannot end the script element it stands in."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _number(value: float, digits: int) -> float | None:
+def number(value: float, digits: int) -> float | None:
+    """A number for JSON, None where it is not finite."""
     return round(float(value), digits) if math.isfinite(value) else None
 
 
@@ -143,11 +162,11 @@ def _bus_data(feeder: Feeder, grid: Grid, flow: PowerFlow, at: np.ndarray, km: n
     for bus, (x, y), distance in zip(feeder.buses, at.tolist(), km.tolist(), strict=True):
         nodes = []
         for node in bus.nodes:
-            values = (_number(volts[i], 4), _number(pu[i], 6), _number(degrees[i], 4))
+            values = (number(volts[i], 4), number(pu[i], 6), number(degrees[i], 4))
             nodes.append([node, "-ABC"[phase[i]], *values])
             i += 1
-        kv = _number(bus.base_kv, 6)
-        out.append({"name": bus.name, "kv": kv, "x": x, "y": y, "km": _number(distance, 4), "nodes": nodes})
+        kv = number(bus.base_kv, 6)
+        out.append({"name": bus.name, "kv": kv, "x": x, "y": y, "km": number(distance, 4), "nodes": nodes})
     return out
 
 
@@ -156,7 +175,7 @@ def _branch_data(edges: list[Branch], values: BranchValues) -> list[dict[str, An
     out = []
     for b, edge in enumerate(edges):
         ends = [
-            [_number(values.amps[b, e], 4), _number(values.kva[b, e].real, 4), _number(values.kva[b, e].imag, 4)]
+            [number(values.amps[b, e], 4), number(values.kva[b, e].real, 4), number(values.kva[b, e].imag, 4)]
             for e in (0, 1)
         ]
         loss = values.loss_kva[b]
@@ -166,8 +185,8 @@ def _branch_data(edges: list[Branch], values: BranchValues) -> list[dict[str, An
                 "buses": [edge.ends[0].bus, edge.ends[1].bus],
                 "closed": edge.closed,
                 "ends": ends,
-                "loss": [_number(loss.real, 5), _number(loss.imag, 5)],
-                "loading": _number(values.loading[b], 5),
+                "loss": [number(loss.real, 5), number(loss.imag, 5)],
+                "loading": number(values.loading[b], 5),
             }
         )
     return out
@@ -182,7 +201,8 @@ def _colours(stops: tuple[str, ...]) -> str:
     return "".join(f".c{i}{{--c:#{r:02x}{g:02x}{b:02x}}}" for i, (r, g, b) in enumerate(colours))
 
 
-def _scale(low: float, high: float) -> str:
+def scale(low: float, high: float) -> str:
+    """The steps of the voltage scale between its ends."""
     steps = "".join(f'<span class="c{i}"></span>' for i in range(svg.BINS))
     return f'<span>{low:.4f} pu</span><span class="steps">{steps}</span><span>{high:.4f} pu</span>'
 

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 
 from gridjax.control.frequency import inertia
 from gridjax.control.storage import Power, initial, operate
+from gridjax.env.disturbances import Disturbances, strike
 from gridjax.env.environment import Environment, Outcome, pick
 from gridjax.env.island import Island, Request, Settled, Stores, Trace, demand, network, ride, settle
 from gridjax.grid import Grid
@@ -61,24 +62,6 @@ class Prices:
     curtailed: jax.Array
     stored: jax.Array
     blackout: jax.Array
-
-
-@flax.struct.dataclass
-class Disturbances:
-    """What may strike in a step, one at most.
-
-    Attributes:
-      chances: (3,) of a load step, the loss of a source, a cloud.
-      load_step: a block's loads change by up to this share, up or down.
-      cloud_least, cloud_most: share of the sun that a cloud takes until the end of the step.
-      repair_h: for how long a lost source is out; no other is lost in this time (a single contingency).
-    """
-
-    chances: jax.Array
-    load_step: jax.Array
-    cloud_least: jax.Array
-    cloud_most: jax.Array
-    repair_h: jax.Array
 
 
 @flax.struct.dataclass
@@ -261,36 +244,11 @@ class Microgrid(Environment):
         point = dataclasses.replace(now, source_pu=nominal.source_pu * (1 + VOLTAGE_RANGE * voltage[0]))
         return Request(point, kw, own + reactive * room, on, available, served)
 
-    def strike(self, key: jax.Array, request: Request, params: MicrogridParams) -> tuple[Request, jax.Array, jax.Array]:
-        """What a disturbance makes of a request, who is lost, (n,) booleans, and which kind: 0 is none."""
-        island, chance = params.island, params.disturbances
-        kind_key, block_key, size_key, lost_key, cloud_key = jax.random.split(key, 5)
-        kinds = jnp.concatenate([1 - jnp.sum(chance.chances, keepdims=True), chance.chances])
-        kind = jnp.searchsorted(jnp.cumsum(kinds), jax.random.uniform(kind_key, (), kinds.dtype), side="right")
-        dtype = request.kw.dtype
-        block = jax.random.randint(block_key, (), 0, len(self.blocks))
-        size = chance.load_step * jax.random.uniform(size_key, (), dtype, -1.0, 1.0)
-        load = 1 + jnp.where((kind == 1) & (island.block == block), size, 0.0)
-        # The larger a source, the more of it there is to fail.
-        which = jax.random.categorical(lost_key, jnp.where(request.on > 0, jnp.log(island.kva), -jnp.inf))
-        lost = (kind == 2) & (jnp.arange(request.on.shape[0]) == which) & jnp.all(request.on > 0)
-        deep = jax.random.uniform(cloud_key, (), dtype, chance.cloud_least, chance.cloud_most)
-        left = 1 - jnp.where(kind == 3, deep, 0.0)
-        on, d, p = request.on * ~lost, len(self.diesels), len(self.inverters)
-        sun = jnp.concatenate([jnp.ones(d, dtype), jnp.full(p, left), jnp.ones(len(self.batteries), dtype)])
-        point = dataclasses.replace(
-            request.point, load_kw=request.point.load_kw * load, load_kvar=request.point.load_kvar * load
-        )
-        struck = dataclasses.replace(
-            request, point=point, kw=request.kw * on * sun, on=on, available_kw=request.available_kw * left
-        )
-        return struck, lost, kind
-
     def advance(self, key: jax.Array, state: MicrogridState, action: jax.Array, params: MicrogridParams):
         """Asks, lets a disturbance strike, and settles again."""
         grid, island = params.grid, params.island
         request = self.ask(state, action, params)
-        struck, gone, kind = self.strike(key, request, params)
+        struck, gone, kind = strike(key, params.disturbances, island, request)
         nobody = jnp.zeros(len(self.blocks), bool)
         before = settle(grid, island, request, state.stores, params.hours, nobody)
         trace, stores, fallen, lost = ride(grid, island, before, struck, request.available_kw, state.stores)

@@ -42,8 +42,9 @@ from gridjax.control.standard import CONTINUOUS_HZ, NOMINAL_HZ, TRIP
 from gridjax.control.storage import Storages, storages
 from gridjax.days import at_full_sun, distances_km, region, shapes
 from gridjax.env.der_tasks import HIGHEST_TAP, neighbours, places
+from gridjax.env.disturbances import Disturbances
 from gridjax.env.island import SWING_STEPS, Island, Limits
-from gridjax.env.microgrid import Dispatch, Disturbances, Microgrid, MicrogridParams, Prices
+from gridjax.env.microgrid import Dispatch, Microgrid, MicrogridParams, Prices
 from gridjax.feeder import Feeder, Generator, Load, Source, Storage, split_terminal
 from gridjax.profiles import Profiles, expand
 

@@ -11,6 +11,7 @@ import gridjax
 from benchmarks.oracle import Oracle
 from gridjax.control.frequency import inertia
 from gridjax.env import island as plant
+from gridjax.env.disturbances import strike
 from gridjax.env.microgrid import FEATURES
 from gridjax.env.microgrid_tasks import island_feeder, microgrid
 from gridjax.env.tasks import make, names
@@ -47,7 +48,7 @@ def starts(made):
 def walk(env, key, state, action, params):
     """One step's parts: what was asked, the states before and after, the swing, the energies at its end."""
     request = env.ask(state, action, params)
-    struck, lost, _ = env.strike(key, request, params)
+    struck, lost, _ = strike(key, params.disturbances, params.island, request)
     none = jnp.zeros(len(env.blocks), bool)
     grid, island = params.grid, params.island
     before = plant.settle(grid, island, request, state.stores, params.hours, none)
@@ -69,8 +70,8 @@ def walked(made):
     def run(key, state, action, droop):
         return walk(env, key, state, action, put(params, island__machines__droop=droop))
 
-    def go(states, actions, droops=None, seed=5):
-        keys = jax.random.split(jax.random.key(seed), BATCH)
+    def go(states, actions, droops=None, keys=None):
+        keys = jax.random.split(jax.random.key(5), BATCH) if keys is None else keys
         droop = jnp.broadcast_to(params.island.machines.droop, (BATCH, 3)) if droops is None else droops
         return run(keys, states, actions, droop)
 
@@ -196,8 +197,7 @@ def test_money_is_counted_by_hand(made, step, walked, noon):
     own = jax.vmap(lambda k: jax.random.split(k)[0])(keys)
     _, state, reward, _, _, _, info = step(keys, noon, action, params)
 
-    run = jax.jit(jax.vmap(lambda key, state, action: walk(env, key, state, action, params)))
-    struck, _, before, trace, after, figures, _ = run(own, noon, action)
+    struck, _, before, trace, after, figures, _ = walked(noon, action, keys=own)
     d = len(env.diesels)
     seconds = np.asarray(trace.seconds)
     rest = 1 - seconds.sum(axis=1) / 3600

@@ -35,6 +35,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from gridjax.namespace import einsum, matmul
 from gridjax.powerflow.injections import Laws, factors
 
 FAR = 10**6  # the depth of a section that no source feeds
@@ -250,19 +251,19 @@ def _reduce(matrix: jax.Array, near: jax.Array, z: jax.Array, live: jax.Array) -
     rest = 1 - head
     grounded = matrix * rest[..., :, None] * rest[..., None, :] + head[..., :, None] * jnp.eye(n, dtype=matrix.dtype)
     k = _inverse(grounded) * rest[..., :, None] * rest[..., None, :]
-    g = near - k @ (matrix @ near)
-    y_h = turned @ (matrix @ g)
-    el = turned - turned @ (matrix @ k)
+    g = near - matmul(k, matmul(matrix, near))
+    y_h = matmul(turned, matmul(matrix, g))
+    el = turned - matmul(turned, matmul(matrix, k))
     return _finish(near, z, live, (k, g, y_h, el), jnp.eye(c, dtype=matrix.dtype))
 
 
 def _finish(near, z, live, parts, one) -> _Passes:
     k, g, y_h, el = parts
-    d = _inverse(one + z @ y_h)
-    gd = g @ d
+    d = _inverse(one + matmul(z, y_h))
+    gd, zel = matmul(g, d), matmul(z, el)
     on = live[..., None, None]
-    b = (one - y_h @ d @ z) @ el
-    return _Passes(*(jnp.where(on, a, 0.0) for a in (b, gd, gd @ z @ el + k, y_h @ d)))
+    b = el - matmul(y_h, matmul(d, zel))
+    return _Passes(*(jnp.where(on, a, 0.0) for a in (b, gd, matmul(gd, zel) + k, matmul(y_h, d))))
 
 
 def _passes(sections: Sections, forest: _Forest) -> _Passes:
@@ -273,7 +274,7 @@ def _passes(sections: Sections, forest: _Forest) -> _Passes:
         turned = jnp.swapaxes(near, -1, -2)
         on = forest.live[:, None, None]
         y = jnp.zeros((near.shape[0], *sections.z.shape[1:]), complex_)
-        return _Passes(*(jnp.where(on, a, 0.0) for a in (turned, near, near @ forest.z @ turned, y)))
+        return _Passes(*(jnp.where(on, a, 0.0) for a in (turned, near, matmul(matmul(near, forest.z), turned), y)))
     sources = sections.emf.shape[0]
     own = sections.y[jnp.minimum(forest.order[sources:], sections.count - 1)]
     total, n = forest.order.shape[0], near.shape[1]
@@ -282,7 +283,7 @@ def _passes(sections: Sections, forest: _Forest) -> _Passes:
     def up(added, one):
         rank, parent, matrix, near, far, z, live = one
         found = _reduce(matrix + added[rank], near, z, live)
-        return added.at[parent].add(far @ found.y @ jnp.swapaxes(far, -1, -2)), found
+        return added.at[parent].add(matmul(matmul(far, found.y), jnp.swapaxes(far, -1, -2))), found
 
     xs = (ranks, forest.parent, own, near, far, forest.z, forest.live)
     return jax.lax.scan(up, jnp.zeros((total, n, n), complex_), xs, reverse=True)[1]
@@ -358,26 +359,26 @@ def solve_radial(
         return -jax.lax.complex(p * fp, -q * fq) * u
 
     def linear(x):
-        j = jnp.einsum("stm,sm->st", sections.t, x)
+        j = einsum("stm,sm->st", sections.t, x)
         sources = emf.shape[0]
         v, into = _sweep(sections, forest, passes, emf, j[forest.order[sources:]])
         v = v[forest.rank[: sections.count] - sources]
-        return jnp.einsum("smk,sk->sm", sections.zu, x) + jnp.einsum("smt,st->sm", sections.w, v), v, into
+        return einsum("smk,sk->sm", sections.zu, x) + einsum("smt,st->sm", sections.w, v), v, into
 
-    def gap(u, parts):
+    def gap(u):
         """The sweep's change of the units' voltages, in real coordinates."""
-        del parts
         u = jax.lax.complex(u[0], u[1])
         after = linear(currents(u))[0] - u
         return jnp.where(alive[None], jnp.stack([after.real, after.imag]), -jnp.stack([u.real, u.imag]))
 
     start, *_ = linear(jnp.zeros(sections.device.shape, sections.z.dtype))
     start = jax.lax.stop_gradient(jnp.stack([start.real, start.imag]))
-    u, iterations, residual = _root(lambda u: gap(u, None), start, tol, max_iterations)
+    u, iterations, residual = _root(gap, start, tol, max_iterations)
+    residual = jnp.where(jnp.all(jnp.isfinite(emf)), residual, jnp.inf)  # even where it feeds nothing
     u = jax.lax.complex(u[0], u[1])
     x = currents(u)
     _, v, into = linear(x)
-    inside = jnp.einsum("sik,sk->si", sections.nz, x) + jnp.einsum("sit,st->si", sections.nw, v)
+    inside = einsum("sik,sk->si", sections.nz, x) + einsum("sit,st->si", sections.nw, v)
     inside = jnp.where(alive, inside, 0.0)
     live = jnp.broadcast_to(alive, inside.shape)
     edges = sections.edge.shape[0]
@@ -394,3 +395,47 @@ def solve_radial(
         iterations=iterations,
         residual=residual,
     )
+
+
+def _root(gap, start: jax.Array, tol: float, max_iterations: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Where `gap` (2, S, units) vanishes, the sweeps made and the last change; with implicit derivatives."""
+
+    def solve(gap, start):
+        def body(carry):
+            u, count, before, length, _ = carry
+            change = gap(u)
+            size = jnp.max(jnp.abs(change), initial=0.0)
+            size = jnp.where(jnp.isfinite(size), size, jnp.inf)
+            # Loads that turn into impedances below vminpu can make full steps swing.
+            length = jnp.where((size > 0.95 * before) & (length > MIN_STEP), length / 2, length)
+            u = jnp.where(jnp.isfinite(size), u + length * change, u)
+            going = jnp.isfinite(size) & (size > tol) & (count + 1 < max_iterations)
+            return u, count + 1, size, length, going
+
+        one = jnp.ones((), start.dtype)
+        carry = start, jnp.zeros((), jnp.int32), one * jnp.inf, one, jnp.ones((), bool)
+        u, count, size, *_ = jax.lax.while_loop(lambda c: c[-1], body, carry)
+        return u, jnp.stack([count.astype(u.dtype), size])  # what is beside the solution has to be real numbers
+
+    linear = functools.partial(_linear, tol=1e-3 * tol)
+
+    def tangent(slope, right):
+        return jax.lax.custom_linear_solve(slope, right, linear, linear)
+
+    u, beside = jax.lax.custom_root(gap, start, solve, tangent, has_aux=True)
+    count, size = jax.lax.stop_gradient(beside)
+    return u, count.astype(jnp.int32), size
+
+
+def _linear(gap, right: jax.Array, tol: float) -> jax.Array:
+    """Solves `gap(x) = right` for the linear `gap(x) = A x - x` by `x <- A x - right`."""
+
+    def body(carry):
+        x, count, _ = carry
+        change = gap(x) - right
+        size = jnp.max(jnp.abs(change), initial=0.0)
+        return x + change, count + 1, (size > tol * scale) & (count < 300) & jnp.isfinite(size)
+
+    scale = jnp.max(jnp.abs(right), initial=0.0)
+    start = -right, jnp.zeros((), jnp.int32), jnp.ones((), bool)
+    return jax.lax.while_loop(lambda c: c[-1], body, start)[0]

@@ -1,4 +1,4 @@
-"""The command line: `gridjax feeders | solve | batch | validate | convert`.
+"""The command line: `gridjax feeders | solve | batch | validate | convert | collect`.
 
 Results go to stdout; warnings, progress and errors to stderr. Exit codes: 0 fine, 1 not converged or fatal problems,
 2 bad usage or bad input.
@@ -17,7 +17,7 @@ import jax
 from rich.console import Console
 from rich.text import Text
 
-from gridjax import commands
+from gridjax import commands, dataset_commands
 from gridjax.drawing import printable
 
 _WIDTH = 160  # of what is written to a file or a pipe
@@ -110,6 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("feeder", metavar="IN", help="a file, or a shipped feeder's name")
     one.add_argument("out", metavar="OUT", type=Path, help="the file to write; its suffix says the format")
     one.set_defaults(run=commands.convert)
+
+    dataset_commands.add_parser(sub, common, _count, _seed)
     return parser
 
 

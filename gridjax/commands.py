@@ -95,10 +95,10 @@ def _compile(feeder: Feeder, options: argparse.Namespace, errors: Console) -> Gr
         return compile(feeder, dtype=np.dtype("float32" if options.float32 else "float64"))
 
 
-def _check_folder(*paths: Path | None) -> None:
+def check_folder(*given: Path | str | None) -> None:
     """Finds out before the work whether its files can be written."""
-    for path in paths:
-        if path is not None and not path.parent.is_dir():
+    for path in [Path(one) for one in given if one is not None]:
+        if not path.parent.is_dir():
             raise Refused(f"{path}: there is no folder {str(path.parent)!r}; make it first")
 
 
@@ -111,7 +111,7 @@ def feeders(options: argparse.Namespace, console: Console, errors: Console) -> i
 def solve(options: argparse.Namespace, console: Console, errors: Console) -> int:
     """Solves one power flow."""
     to_stdout = options.json == "-"
-    _check_folder(options.csv, options.plot, Path(options.json) if options.json and not to_stdout else None)
+    check_folder(options.csv, options.plot, Path(options.json) if options.json and not to_stdout else None)
     feeder = _read(options.feeder, errors, options.debug)
     started = time.perf_counter()
     grid = _compile(feeder, options, errors)
@@ -201,7 +201,7 @@ def _draw(options: argparse.Namespace, feeder: Feeder, grid: Grid, point: Any, f
 
 def batch(options: argparse.Namespace, console: Console, errors: Console) -> int:
     """Solves random load scenarios."""
-    _check_folder(options.csv, options.plot)
+    check_folder(options.csv, options.plot)
     feeder = _read(options.feeder, errors, options.debug)
     grid = _compile(feeder, options, errors)
     outcome, seconds = run_with_progress(
@@ -303,7 +303,7 @@ def convert(options: argparse.Namespace, console: Console, errors: Console) -> i
     out: Path = options.out
     if not (_is_json(out) or out.suffix.lower() == ".dss"):
         raise Refused(f"{out}: unknown format; the suffix must be .dss, .json or .json.gz")
-    _check_folder(out)
+    check_folder(out)
     if out.exists() and os.path.exists(options.feeder) and os.path.samefile(out, options.feeder):
         raise Refused(f"{out}: cannot convert a file into itself; give another name")
     feeder = _read(options.feeder, errors, options.debug)

@@ -3,7 +3,9 @@
 import dataclasses
 import io
 import json
+import re
 import zipfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -230,3 +232,12 @@ def test_senseless_requests_are_refused(made):
             collect(env, params, some, key, episodes)
     with pytest.raises(ValueError, match="own name"):
         collect(env, params, [behaviours[0], behaviours[0]], key, 3)
+
+
+def test_the_page_on_data_sets_runs_and_prints_what_it_shows(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    code = "".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    exec(compile(code, "datasets.md", "exec"), {"__name__": "page"})
+    assert capsys.readouterr().out == re.search(r"```text\n(.*?)```", page, re.DOTALL)[1]
+    assert "IEEE 13, its own controls" in (tmp_path / "episode.html").read_text()

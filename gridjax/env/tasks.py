@@ -18,6 +18,7 @@ from gridjax.days import region, shapes
 from gridjax.env.der_tasks import der_control, equip
 from gridjax.env.environment import Environment
 from gridjax.env.microgrid_tasks import island_feeder, microgrid
+from gridjax.env.restoration_tasks import restoration, switched
 from gridjax.env.volt_var_tasks import powergym, volt_var
 from gridjax.feeder import Feeder
 
@@ -26,7 +27,9 @@ FEEDERS = {
     "Powergym": ("ieee13", "ieee34", "ieee123", "ieee8500"),
     "DerControl": ("ieee13", "ieee34", "ieee123", "european_lv", "ieee8500"),
     "Microgrid": ("ieee13", "ieee34", "ieee123", "european_lv"),
+    "Restoration": ("baran_wu33", "ieee123"),
 }
+HOURS = {"Restoration": 0.5}  # of a step, where it is not one
 SIZES = {  # of DER control, where one device for every other or eighth load would be fewer than a hundred
     "ieee123": {"fleet": 80, "batteries": 20, "cars": 20},
     "european_lv": {"fleet": 55, "batteries": 25, "cars": 25},
@@ -39,23 +42,27 @@ def names() -> tuple[str, ...]:
     return tuple(f"{task}-{feeder}-{VERSION}" for task, known in FEEDERS.items() for feeder in known)
 
 
-def make(name: str, *, seed: int = 0, days: int = 100, hours: float = 1.0, **options: Any) -> tuple[Environment, Any]:
+def make(
+    name: str, *, seed: int = 0, days: int = 100, hours: float | None = None, **options: Any
+) -> tuple[Environment, Any]:
     """An environment and its parameters.
 
     Args:
       name: one of `names()`.
       seed: of the days.
       days: how many different days episodes are drawn from.
-      hours: length of a step, a whole number of which make a day.
+      hours: length of a step, a whole number of which make a day; None is one, for "Restoration" a half.
       **options: of the task: for "VoltVar" those of `gridjax.env.volt_var_tasks.volt_var`, for "Powergym" those of
         `gridjax.env.volt_var_tasks.powergym`, for "DerControl" those of `gridjax.env.der_tasks.der_control`, for
-        "Microgrid" those of `gridjax.env.microgrid_tasks.microgrid`.
+        "Microgrid" those of `gridjax.env.microgrid_tasks.microgrid`, for "Restoration" those of
+        `gridjax.env.restoration_tasks.restoration`.
 
     Raises:
       ValueError: an unknown name, or numbers that make no sense.
     """
     if name not in names():
         raise ValueError(f"no environment {name!r}: choose one of {', '.join(names())}")
+    hours = HOURS.get(name.split("-")[0], 1.0) if hours is None else hours
     steps = round(24 / hours)
     if days < 1 or steps < 1 or abs(steps * hours - 24) > 1e-9:
         raise ValueError(f"{days} days of steps of {hours:g} h: take at least one day, and steps that divide 24 h")
@@ -67,6 +74,8 @@ def make(name: str, *, seed: int = 0, days: int = 100, hours: float = 1.0, **opt
     if task == "Microgrid":
         return microgrid(feeder, jax.random.key(seed), days=days, hours=hours, **options)
     multiplier = multipliers(feeder, jax.random.key(seed), days, steps)
+    if task == "Restoration":
+        return restoration(feeder, np.asarray(multiplier), hours=hours, **options)
     if task == "Powergym":
         if hours != 1.0:
             raise ValueError("powergym's steps are hours: leave `hours` at 1")
@@ -90,6 +99,8 @@ def feeder_of(name: str, **options: Any) -> Feeder:
     feeder = feeders.load(feeder_name)
     if task == "Microgrid":
         return island_feeder(feeder, **{k: v for k, v in options.items() if k in ("forming", "diesels")})
+    if task == "Restoration":
+        return switched(feeder, **{k: v for k, v in options.items() if k == "neighbours"})
     if task != "DerControl":
         return feeder
     devices = ("fleet", "batteries", "penetration")

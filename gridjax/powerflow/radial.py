@@ -158,7 +158,7 @@ def topology(sections: Sections, closed: jax.Array, guards: jax.Array | None = N
     watch = jnp.ones(sections.switches, bool) if guards is None else guards.astype(bool)
     watch = jnp.concatenate([watch, jnp.zeros(edges - sections.switches + 1, bool)])
     joined = closed[sections.near]
-    number = jnp.arange(total)
+    number = jnp.arange(total, dtype=jnp.int32)
     root = number >= sections.count
 
     def step(carry):
@@ -176,8 +176,8 @@ def topology(sections: Sections, closed: jax.Array, guards: jax.Array | None = N
         changed = jnp.any(nearer) | jnp.any(island_new != island)
         return island_new, depth_new, up, guard, changed
 
-    none = jnp.full(total, edges)
-    depth = jnp.where(root, 0, FAR)
+    none = jnp.full(total, edges, jnp.int32)
+    depth = jnp.where(root, 0, FAR).astype(jnp.int32)
     start = number, depth, none, none, jnp.ones((), bool)
     return Topology(*jax.lax.while_loop(lambda c: c[-1], step, start)[:4])
 

@@ -11,6 +11,7 @@ import gridjax
 from gridjax.env.der_tasks import der_control
 from gridjax.env.environment import rollout, where_any
 from gridjax.env.microgrid_tasks import microgrid
+from gridjax.env.restoration_tasks import restoration
 from gridjax.env.volt_var_tasks import powergym, volt_var
 
 STEPS = 4
@@ -25,6 +26,7 @@ MAKERS = {
     "powergym": lambda: powergym("ieee13", days(15)),
     "der_control": lambda: der_control(gridjax.feeders.ieee13(), jax.random.key(0), days=4, hours=24 / STEPS),
     "microgrid": lambda: microgrid(gridjax.feeders.ieee13(), jax.random.key(0), days=4, hours=24 / STEPS),
+    "restoration": lambda: restoration(gridjax.feeders.baran_wu33(), days(32), hours=24 / STEPS),
 }
 
 

@@ -10,7 +10,7 @@ LABELS = {
     "source_kwh": "from the source, kWh", "capacitor_moves": "capacitor moves", "tap_moves": "tap moves",
     "energy_cost": "energy, money", "curtailed_kwh": "curtailed, kWh", "undelivered_kwh": "not delivered, kWh",
     "wear_cost": "wear, money", "unserved_kwh": "not served, kWh", "energy_not_served_kwh": "not served, kWh",
-    "fuel_cost": "fuel, money", "frequency_low_hz": "lowest frequency, Hz", "frequency_high_hz": "highest, Hz",
+    "fuel_cost": "fuel, money", "blackout_cost": "blackouts, money",
 }  # fmt: skip
 SAME = "the return is the score"  # no row of its own
 LEFT_OUT = {

@@ -90,11 +90,10 @@ def prepare(name: str, effort: Effort | None, days: int | None) -> Case:
     effort = effort or effort_for(name)
     if days:
         effort = dataclasses.replace(effort, held_out=days, searched=min(effort.searched, days))
-    count = max(effort.held_out, effort.training)  # as many of both, so that what is compiled serves both
-    env, params = make(name, seed=HELD_OUT, days=count)
-    _, training = make(name, seed=TRAINING, days=count)
-    chosen = day_keys(env, training, count, TRAINING)[spread(count, effort.training)]
-    keys = day_keys(env, params, count, HELD_OUT)[: effort.held_out]
+    env, params = make(name, seed=HELD_OUT, days=effort.held_out)
+    _, training = make(name, seed=TRAINING, days=effort.training)
+    keys = day_keys(env, params, effort.held_out, HELD_OUT)
+    chosen = day_keys(env, training, effort.training, TRAINING)
     return Case(name, env, params, keys, training, chosen, price_of(env), effort)
 
 

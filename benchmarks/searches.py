@@ -90,10 +90,10 @@ def _tried(action: np.ndarray, entries: tuple[int, ...], count: int, near: bool,
     out = np.repeat(action[None], 1, axis=0)
     if not count:
         values = NUMBERS[:, None] * np.ones(len(at))
-    elif level or (len(at) == 1 and not near):
+    elif level or (len(at) == 1 and (not near or count <= len(NEAR))):
         values = np.arange(count)[:, None] * np.ones(len(at), int)
     else:
-        values = np.clip(action[at] + NEAR[:, None], 0, count - 1)
+        values = np.unique(np.clip(action[at] + NEAR[:, None], 0, count - 1), axis=0)
     more = np.repeat(action[None], len(values), axis=0)
     more[:, at] = values
     return np.concatenate([out, more]).astype(action.dtype)

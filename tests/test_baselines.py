@@ -152,9 +152,10 @@ def volts(case):
 
 
 def test_held_out_days_are_others_than_those_of_training(case):
-    assert case.params.multiplier.shape == case.training.multiplier.shape
-    assert not np.any(np.asarray(case.params.multiplier) == np.asarray(case.training.multiplier))
-    assert len(case.keys) == DAYS and len(case.training_keys) == contenders.QUICK.training
+    held_out, training = np.asarray(case.params.multiplier), np.asarray(case.training.multiplier)
+    assert held_out.shape[0] == len(case.keys) == DAYS
+    assert training.shape[0] == len(case.training_keys) == contenders.QUICK.training
+    assert not np.isin(held_out, training).any()
 
 
 def test_stages_and_moves_make_the_return(volts):

@@ -28,8 +28,9 @@ from gridjax.control.settings import Rule, settings
 S = 1000.0
 
 
-def machines(kva=(S,), low=-1e6, high=1e6, h=3.0, r=0.05, t=0.4, d=1.0):
-    columns = (kva, low, high, h, r, t, d)
+def machines(kva=(S,), **given):
+    usual = {"low": -1e6, "high": 1e6, "h": 3.0, "r": 0.05, "t": 0.4, "d": 1.0}
+    columns = (kva, *{**usual, **given}.values())
     return Machines(*(jnp.broadcast_to(jnp.asarray(c, float), (len(kva),)) for c in columns))
 
 

@@ -14,7 +14,7 @@ from gridjax.env import island as plant
 from gridjax.env.disturbances import strike
 from gridjax.env.microgrid import FEATURES
 from gridjax.env.microgrid_tasks import island_feeder, microgrid
-from gridjax.env.tasks import make, names
+from gridjax.env.tasks import feeder_of, names
 from gridjax.feeder import Generator
 
 BATCH = 8
@@ -255,16 +255,19 @@ def test_frequencies_beyond_the_limits_are_a_blackout_and_the_relay_comes_before
     np.testing.assert_allclose(cost[:, 0], jnp.maximum(-info["frequency_low_hz"] - 0.001, 0.0), atol=2e-3)
 
 
-def test_the_return_has_a_derivative(made, noon):
-    env, params = made
+def test_the_return_of_an_island_formed_by_a_machine_has_a_derivative():
+    """Forward mode here; the contract's test takes the reverse mode."""
+    env, params = microgrid(gridjax.feeders.ieee13(), jax.random.key(0), forming="machine", days=1, hours=2.0)
+    assert params.island.store is None and float(params.island.machines.kw_low[0]) == 0
     params = put(params, disturbances__chances=jnp.array([1.0, 0.0, 0.0]))
-    state = jax.tree.map(lambda a: a[0], dataclasses.replace(noon, t=noon.t + 6))
+    state = env.begin(jax.random.key(0), params)
+    state = dataclasses.replace(state, t=jnp.asarray(9, jnp.int32))
     action = jnp.zeros(env.action_size).at[3].set(-0.3).at[0].set(0.05)
 
     def total(x):
-        gain, scale, droop = x
+        share, scale, droop = x
         changed = put(
-            params, dispatch__gain_kw=params.dispatch.gain_kw * gain,
+            params, dispatch__share=params.dispatch.share.at[1].multiply(share),
             island__machines__droop=params.island.machines.droop * droop,
         )  # fmt: skip
 
@@ -274,27 +277,35 @@ def test_the_return_has_a_derivative(made, noon):
 
         return jax.lax.scan(one, state, jax.random.split(jax.random.key(0), 2))[1].sum()
 
-    both = jax.jit(jax.value_and_grad(total))
-    x = jnp.array([1.0, 1.0, 1.0])
-    _, slopes = both(x)
-    for k, by in enumerate((1e-4, 1e-4, 1e-4)):
-        up, down = (both(x.at[k].add(s * by))[0] for s in (1, -1))
-        assert float(slopes[k]) == pytest.approx(float(up - down) / (2 * by), rel=1e-4, abs=1e-4)
-        assert float(slopes[k]) != 0
+    both, x, by = jax.jit(lambda x, dx: jax.jvp(total, (x,), (dx,))), jnp.ones(3), 1e-4
+    for move in jnp.eye(3):
+        _, slope = both(x, move)
+        up, down = (both(x + s * by * move, move)[0] for s in (1, -1))
+        assert float(slope) == pytest.approx(float(up - down) / (2 * by), rel=1e-4, abs=1e-4)
+        assert float(slope) != 0
 
 
 def test_single_precision_walks_alike(made, walked, noon, random_actions):
     env, params = made
 
     def single(tree):
-        return jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a, tree)
+        less = {jnp.dtype("float64"): jnp.float32, jnp.dtype("complex128"): jnp.complex64}
+        return jax.tree.map(lambda a: a.astype(less.get(a.dtype, a.dtype)), tree)
 
-    params = single(put(params, disturbances__chances=jnp.array([1.0, 0.0, 0.0])))
-    state, action = (single(jax.tree.map(lambda a: a[0], x)) for x in (noon, random_actions))
-    _, outcome = jax.jit(env.advance)(jax.random.key(0), state, action, params)
-    assert outcome.reward.dtype == outcome.cost.dtype == jnp.float32
-    assert bool(outcome.solved) and not bool(outcome.over)
-    assert bool(jnp.isfinite(outcome.reward)) and float(outcome.info["frequency_low_hz"]) <= 0
+    struck, _, before, trace, *_ = walked(noon, random_actions)
+    exact = [jax.tree.map(lambda a: a[0], x) for x in (struck, before, trace, noon)]
+    asked, start, seen, state = (single(x) for x in exact)
+    small, none = single(params), jnp.zeros(len(env.blocks), bool)
+
+    @jax.jit
+    def run(params, asked, start, stores):
+        settled = plant.settle(params.grid, params.island, asked, stores, params.hours, none)
+        return settled, plant.ride(params.grid, params.island, start, asked, seen.available_kw[0], stores)[0]
+
+    settled, course = run(small, asked, start, state.stores)
+    assert settled.kw.dtype == course.w.dtype == jnp.float32
+    assert bool(settled.solved) and bool(course.solved.all()) and not bool(settled.lost)
+    np.testing.assert_allclose(course.w[-1], exact[2].w[-1], atol=2e-4)
 
 
 def test_devices_see_themselves_and_act_for_themselves(made, noon):
@@ -317,14 +328,23 @@ def test_devices_see_themselves_and_act_for_themselves(made, noon):
     np.testing.assert_array_equal(whole[2 * n :], [*(np.arange(n, many) * 2), 0])
 
 
-@pytest.mark.filterwarnings("ignore:feeder 'ieee34'")
-def test_islands_differ_by_feeder_and_unit():
-    made = {name: make(name, days=1, hours=12.0)[0] for name in names() if name.startswith("Microgrid")}
-    assert len({env.nodes for env in made.values()}) == len(made) >= 3
-    feeder = gridjax.feeders.ieee13()
-    machine, params = microgrid(feeder, jax.random.key(0), forming="machine", days=1, hours=12.0)
-    assert params.island.store is None and float(params.island.machines.kw_low[0]) == 0
-    assert machine.blocks == ("deferrable", "ordinary", "important", "critical")
+@pytest.mark.parametrize("name", ["ieee13", "ieee34", "ieee123"])
+def test_an_island_is_sized_from_its_feeders_load(name):
+    assert f"Microgrid-{name}-v0" in names()
+    feeder = gridjax.feeders.load(name)
+    own, other = (island_feeder(feeder, forming=kind) for kind in ("battery", "machine"))
+    kw, kva = sum(x.kw for x in feeder.loads), abs(sum(complex(x.kw, x.kvar) for x in feeder.loads))
+    unit = own.sources[0]
+    assert unit.bus == feeder.sources[0].bus and unit.x1_ohm == pytest.approx(0.05 * unit.base_kv**2 * 1e3 / kva)
+    assert other.sources[0].x2_ohm == pytest.approx(3 * unit.x1_ohm)
+    assert [x.kw for x in own.generators] == pytest.approx([0.4 * kw] * 2)
+    assert sum(x.pmpp_kw for x in own.pv_systems) == pytest.approx(0.8 * kw)
+    assert len(own.storages) == len(feeder.loads) // 8
+    levels = {b.name: (b.base_kv, len(b.nodes)) for b in feeder.buses}
+    assert all(levels[x.bus.split(".")[0]][1] == 3 and x.kw > 0 for x in own.generators)
+    assert len({x.bus for x in own.generators}) == 2
+    assert own.loads == feeder.loads and own.lines == feeder.lines
+    assert feeder_of(f"Microgrid-{name}-v0", forming="machine") == other
 
 
 def test_what_cannot_be_an_island_is_refused():

@@ -1,8 +1,10 @@
 # Every target sets itself up in $(VENV) from pyproject.toml and constraints.txt.
 #   make test PYTHON=python3.12 VENV=.venv312    another interpreter, beside the first
+#   make test TESTS=tests/powerflow              some of the tests, or any other arguments of pytest
 
 PYTHON ?= python3
 VENV ?= .venv
+TESTS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -21,7 +23,7 @@ demo: $(VENV)/.stamp-opendss  ## Run the demonstration, with the OpenDSS check; 
 	$(BIN)/python examples/demo.py --out demo_out
 
 test: $(VENV)/.stamp-dev  ## Run the test suite, without the browser tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 lint: $(VENV)/.stamp-dev  ## Check style, formatting and types
 	$(BIN)/ruff check .

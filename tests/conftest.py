@@ -1,6 +1,7 @@
 """Flags for all tests: x64, no silent rank promotion, eight host devices; collecting garbage rarely."""
 
 import gc
+import importlib.metadata
 import os
 
 FLAG = "--xla_force_host_platform_device_count"
@@ -8,6 +9,8 @@ if FLAG not in os.environ.get("XLA_FLAGS", ""):
     # Compiling is most of the time of these tests, and each function runs only a few times.
     flags = f"{FLAG}=8 --xla_backend_optimization_level=0"
     flags += " --xla_llvm_disable_expensive_passes=true"
+    if importlib.metadata.version("jaxlib").startswith("0.10."):  # newer ones know no other way, and end at the flag
+        flags += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 
 import jax

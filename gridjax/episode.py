@@ -24,8 +24,14 @@ from gridjax.page import filled, json_text, number, scale, style
 from gridjax.placement import place
 
 _TEMPLATE = Path(__file__).with_name("episode.html")
-_HELD = {"tap": "Taps, turns ratio", "state of charge": "State of charge", "frequency": "Frequency"}
-_ON = {"capacitor": "Capacitors in service", "switch": "Switches closed"}
+_LINES = {
+    "tap": "Taps, turns ratio", "state of charge": "State of charge", "frequency": "Frequency, Hz from nominal",
+    "served": "Load served, share",
+}  # fmt: skip
+_ON = {
+    "capacitor": "Capacitors in service", "in service": "Sources in service", "closed": "Switches closed",
+    "energised": "Sections energised", "fault": "Faults",
+}  # fmt: skip
 _WORST = 3
 _MOST_DEVICES = 400  # of which the page keeps every value
 
@@ -53,7 +59,8 @@ def write_episode(
     solved = np.asarray(seen.info.get("solved", np.ones(len(seen.reward), bool)))
     table = np.asarray(seen.next_observation, float)
     by_kind = _kinds(env.observation_names, table)
-    voltages = by_kind.pop("voltage", {})
+    # A node that is cut off has no voltage: it is left out, as one that is not known.
+    voltages = {name: np.where(v > 0, v, np.nan) for name, v in by_kind.pop("voltage", {}).items()}
     limits = _limits(params)
     data: dict[str, Any] = {
         "steps": len(solved),
@@ -65,7 +72,7 @@ def write_episode(
     }
     diagram, data["diagram"], note = _diagram(feeder, voltages, solved)
     panels = [_voltage_chart(voltages, solved, limits)] if voltages else []
-    for kind, text in _HELD.items():
+    for kind, text in _LINES.items():
         if kind in by_kind:
             panels.append(timelines.chart(_id(kind), text, by_kind[kind], solved, held=kind == "tap", height=140))
     panels += [
@@ -123,7 +130,7 @@ def _mapped(function: Any, seen: Transitions) -> Any:
 
 def _kinds(names: tuple[str, ...], table: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
     """The observations by kind and device, (steps,) each; kinds without devices are devices of the kind "" ."""
-    known = ("voltage", *_HELD, *_ON)
+    known = ("voltage", *_LINES, *_ON)
     out: dict[str, dict[str, np.ndarray]] = {}
     for k, name in enumerate(names):
         kind = next((kind for kind in known if name == kind or name.startswith(f"{kind} ")), "")

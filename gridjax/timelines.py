@@ -17,6 +17,7 @@ from gridjax.svg import SIZE, Scale, ticks
 LEFT, RIGHT = 78.0, 990.0
 COLOURS = 8  # classes s0, s1, ...
 MANY = 12  # of more lines than that only the range is drawn
+ROWS = 40  # of more devices than that only how many are on is drawn
 _TOP = 14.0
 
 
@@ -81,6 +82,9 @@ def switches(name: str, title: str, states: Mapping[str, np.ndarray], solved: np
     """A row for each device, filled in the steps in which it is on (above 0.5); a `figure` element, empty if none."""
     if not states:
         return ""
+    if len(states) > ROWS:
+        count = np.sum([np.asarray(a) > 0.5 for a in states.values()], axis=0).astype(float)
+        return chart(name, title, {f"how many of {len(states)}": count}, solved, held=True, height=120.0)
     each, w = 18.0, width(len(solved))
     bottom = _TOP + each * len(states)
     out = [_begin(name, title, bottom), *_frame(len(solved), bottom), *_unsolved(solved, bottom)]

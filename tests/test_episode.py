@@ -193,3 +193,18 @@ def test_episodes_of_something_else_are_refused(tmp_path):
         write_episode(path, env, Params(), rows, other)
     two = dataclasses.replace(rows, truncated=np.arange(STEPS) == 3)
     assert written(tmp_path, env, two)[1]["steps"] == 4  # only the first
+
+
+def test_nodes_that_are_cut_off_have_no_voltage(tmp_path):
+    env, rows = episode()
+    dark = rows.next_observation.copy()
+    dark[1, 3:6] = 0.0
+    text, data = written(tmp_path, env, dataclasses.replace(rows, next_observation=dark), two_bus_feeder())
+    assert data["diagram"]["classes"][1][1] == -1 and data["diagram"]["pu"][1][1] is None
+    assert {name for name, _ in data["worst"][1][0]} == {"a.1", "a.2", "a.3"} and "0.000" not in text
+
+
+def test_of_many_devices_the_page_shows_how_many_are_on():
+    states = {f"s{k}": np.arange(STEPS) > k for k in range(60)}
+    picture = timelines.switches("x", "x", states, np.ones(STEPS, bool))
+    assert 'class="on' not in picture and "how many of 60" in picture and picture.count('class="line') == 1

@@ -4,10 +4,10 @@
     observations, infos = env.reset(seed=0)
     observations, rewards, terminations, truncations, infos = env.step(actions)
 
-For environments with `observe_devices` and `from_devices`: an agent sees what its device measures and hears from its
-neighbours, all agents act with two numbers from -1 to 1 (batteries and cars use the first), and all get the whole
-feeder's reward. `infos[agent]["cost"]` is the constraint vector. All agents' episodes end together. Needs the extra
-`pettingzoo`.
+For environments with `devices`, `observe_devices` and `from_devices`: an agent sees what its device measures and hears
+from its neighbours, all agents act with two numbers from -1 to 1 (batteries and cars use the first; with one where
+`device_numbers` is 1), and all get the whole feeder's reward. `infos[agent]["cost"]` is the constraint vector. All
+agents' episodes end together. Needs the extra `pettingzoo`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ except ImportError as error:  # which names the package that is missing
     raise ImportError(f"{error}; install the extra: pip install 'gridjax[pettingzoo]'") from error
 
 LIMIT = float(np.finfo(np.float32).max)
-NUMBERS = 2  # of each agent's action
+NUMBERS = 2  # of each agent's action, where the environment has no `device_numbers`
 
 
 class GridParallelEnv(ParallelEnv):
@@ -68,7 +68,8 @@ class GridParallelEnv(ParallelEnv):
         self.agents: list[str] = []
         shape = jax.eval_shape(functools.partial(_first, functional), jax.random.key(0), self.params)[0].shape
         seen = [gymnasium.spaces.Box(-LIMIT, LIMIT, shape[1:], np.float32) for _ in self.possible_agents]
-        acts = [gymnasium.spaces.Box(-1.0, 1.0, (NUMBERS,), np.float32) for _ in self.possible_agents]
+        self._numbers = int(getattr(functional, "device_numbers", NUMBERS))
+        acts = [gymnasium.spaces.Box(-1.0, 1.0, (self._numbers,), np.float32) for _ in self.possible_agents]
         self.observation_spaces = dict(zip(self.possible_agents, seen, strict=True))
         self.action_spaces = dict(zip(self.possible_agents, acts, strict=True))
         self._key: Any = None
@@ -102,6 +103,7 @@ class GridParallelEnv(ParallelEnv):
         if missing:
             raise ValueError(f"no action of {missing[0]!r}: every agent acts in every step")
         each = np.stack([np.asarray(actions[agent]) for agent in self.possible_agents])
+        each = each[:, 0] if self._numbers == 1 else each
         out = _step(self.functional, self._next(), self._state, each, self.params)
         seen, self._state, self._whole, reward, cost, terminated, truncated, info = out
         figures = {name: np.asarray(value) for name, value in info.items()} | {"cost": np.asarray(cost)}

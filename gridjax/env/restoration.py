@@ -206,6 +206,16 @@ class Restoration(Environment):
         return ("voltage violation, pu", "overload, pu", "moves refused")
 
     @property
+    def devices(self) -> tuple[str, ...]:
+        """The switches."""
+        return self.switches
+
+    @property
+    def device_numbers(self) -> int:
+        """Of each device's action: its score."""
+        return 1
+
+    @property
     def observation_names(self) -> tuple[str, ...]:
         """Switches, what is energised, voltages, faults with the time left to their repair, load and time."""
         return (

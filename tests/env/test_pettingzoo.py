@@ -4,9 +4,10 @@ import importlib
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from environments_for_tests import walk
+from environments_for_tests import Walk, walk
 from pettingzoo.test import parallel_api_test
 
 import gridjax
@@ -58,6 +59,26 @@ def test_every_agent_acts(env):
     env.reset(seed=0)
     with pytest.raises(ValueError, match="no action of 'pv1'"):
         env.step({agent: np.zeros(2) for agent in env.agents if agent != "pv1"})
+
+
+class Team(Walk):
+    """A walk whose steps are the sum of what two devices want, one number each."""
+
+    devices, device_numbers = ("left", "right"), 1
+
+    def observe_devices(self, state, params):
+        return jnp.stack([state[0], -state[0]])[:, None]
+
+    def from_devices(self, numbers):
+        return jnp.stack([jnp.sum(numbers), 0.0])
+
+
+def test_devices_may_have_a_number_each():
+    env = GridParallelEnv(made=(Team(horizon=3, failure_penalty=-1.0), jnp.asarray(jnp.inf)))
+    seen, _ = env.reset(seed=0)
+    assert env.action_space("left").shape == (1,)
+    after, *_ = env.step({"left": np.array([0.5]), "right": np.array([-0.2])})
+    assert after["left"][0] - seen["left"][0] == pytest.approx(0.3, abs=1e-6) == seen["right"][0] - after["right"][0]
 
 
 def test_environments_without_devices_are_refused():

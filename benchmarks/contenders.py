@@ -55,6 +55,7 @@ class Effort:
 
 
 MIDDLE = Effort(training=8, searched=8, iterations=60)
+RESTORATION = Effort(searched=20)
 LARGE = Effort(training=2, searched=2, near=True, rounds=1, sweeps=1, iterations=30)
 QUICK = Effort(held_out=3, training=2, searched=2, near=True, rounds=1, sweeps=1, iterations=2)
 
@@ -74,7 +75,9 @@ class Case:
 
 
 def effort_for(name: str) -> Effort:
-    """Less for larger feeders."""
+    """Less for larger feeders, and for restoration, whose search plays a day for every position in every step."""
+    if name.startswith("Restoration"):
+        return RESTORATION
     nodes = len(feeder_of(name).node_names)
     return Effort() if nodes < 1000 else MIDDLE if nodes < 5000 else LARGE
 

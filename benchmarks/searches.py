@@ -262,7 +262,7 @@ def step_by_step(
         tried = np.repeat(actions[None], count, axis=0)
         tried[:, :, t, k] = np.arange(count)[:, None]
         rows = tried.reshape(-1, *actions.shape[1:])
-        sums = replay(env, keys[np.tile(days, count)], params, rows, room(env))
+        sums = replay(env, keys[np.tile(days, count)], params, rows)
         values = score(sums, price).reshape(count, -1)
         top, better = values.argmax(axis=0), values.max(axis=0) > best
         actions = np.where(better[:, None, None], tried[top, days], actions)

@@ -88,6 +88,14 @@ def test_the_best_constant_action_is_that_of_brute_force():
     assert found == pytest.approx(scores.max()) and action.tolist() == every[scores.argmax()].tolist()
 
 
+def test_steps_in_turn_find_what_is_best_of_one_entry():
+    env = Chase(STEPS, -9.0, (5,))
+    goals = np.random.default_rng(7).uniform(0, 4, (3, STEPS, 1))
+    keys, start = day_keys(env, jnp.asarray(goals), 3, 0), np.zeros((3, STEPS, 1), int)
+    found = searches.step_by_step(env, jnp.asarray(goals), keys, [start, start + 4], price=np.zeros(2))
+    np.testing.assert_array_equal(found, np.round(goals))  # of one entry the reward is -1.5 gap^2
+
+
 def test_ascent_reaches_what_is_known():
     env = Chase(STEPS, -9.0, (0, 0))
     goals = np.random.default_rng(3).uniform(-0.7, 0.7, (4, STEPS, 2))

@@ -70,7 +70,7 @@ def write_episode(
         "worst": _worst(voltages, solved),
         "devices": _devices(by_kind),
     }
-    diagram, data["diagram"], note = _diagram(feeder, voltages, solved)
+    diagram, data["diagram"], note = _diagram(feeder, voltages, by_kind.get("closed", {}), solved)
     panels = [_voltage_chart(voltages, solved, limits)] if voltages else []
     for kind, text in _LINES.items():
         if kind in by_kind:
@@ -195,7 +195,7 @@ def _devices(by_kind: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
 
 
 def _diagram(
-    feeder: Feeder | None, voltages: dict[str, np.ndarray], solved: np.ndarray
+    feeder: Feeder | None, voltages: dict[str, np.ndarray], switched: dict[str, np.ndarray], solved: np.ndarray
 ) -> tuple[str, dict[str, Any] | None, str]:
     """The one-line diagram with its slider's data, and a note on the places; nothing without a feeder or voltages."""
     if feeder is None or not voltages:
@@ -218,7 +218,10 @@ def _diagram(
         "classes": classes.tolist(),
         "pu": [[number(x, 4) for x in row] for row in lowest],
         "ends": [[edge.ends[0].bus, edge.ends[1].bus] for edge in edges],
-        "closed": [edge.closed for edge in edges],
+        "closed": [
+            (switched[edge.name] > 0.5).tolist() if edge.name in switched else [edge.closed] * len(solved)
+            for edge in edges
+        ],
     }
     bar = f'<div class="scale"><span>lowest phase voltage:</span>{scale(low, high)}</div>'
     text = f"{note[:1].upper()}{note[1:]}." if note else ""

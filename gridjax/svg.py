@@ -105,15 +105,15 @@ def diagram(
         out.append(f'<path class="{colour}" data-bus="{i}" d="M{x:g} {y:g}h0"/>')
     out.append('</g><g class="symbols">')
     places = [
-        (name, (at[ends[b, 0]] + at[ends[b, 1]]) / 2)
+        (name, (at[ends[b, 0]] + at[ends[b, 1]]) / 2, f' data-of="{b}"')
         for name, rows in branch_symbols(feeder, edges).items()
         for b in rows
     ]
-    places += [(name, at[i]) for name, rows in bus_devices(feeder).items() for i in rows]
-    for name, (x, y) in places:
+    places += [(name, at[i], "") for name, rows in bus_devices(feeder).items() for i in rows]
+    for name, (x, y), of in places:
         if name != "service transformer":
             shape, move = name.replace(" ", "-"), f"translate({x:g} {y:g})"
-            out.append(f'<use href="#{shape}" data-x="{x:g}" data-y="{y:g}" transform="{move}"/>')
+            out.append(f'<use href="#{shape}" data-x="{x:g}" data-y="{y:g}"{of} transform="{move}"/>')
     out.append('</g><g class="labels"></g><path class="mark" d=""/>')
     out.append(_stamp(SIZE / 2, height / 2) if failed else "")
     out.append("</svg>")

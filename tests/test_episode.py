@@ -10,8 +10,10 @@ import pytest
 from feeders_for_tests import two_bus_feeder
 
 from gridjax import timelines
+from gridjax.drawing import branches
 from gridjax.env.environment import Environment, Transitions
 from gridjax.episode import write_episode
+from gridjax.feeder import Switch
 
 STEPS = 6
 
@@ -208,3 +210,15 @@ def test_of_many_devices_the_page_shows_how_many_are_on():
     states = {f"s{k}": np.arange(STEPS) > k for k in range(60)}
     picture = timelines.switches("x", "x", states, np.ones(STEPS, bool))
     assert 'class="on' not in picture and "how many of 60" in picture and picture.count('class="line') == 1
+
+
+def test_switches_open_and_close_in_the_diagram(tmp_path):
+    feeder = two_bus_feeder()
+    feeder = feeder.replace(switches=(Switch("s", "a.1.2.3", "b.1.2.3", closed=False),))
+    env, rows = episode(("closed s",))
+    rows.next_observation[:, -1] = [0, 0, 1, 1, 0, 0]
+    text, data = written(tmp_path, env, rows, feeder)
+    names = [edge.name for edge in branches(feeder)]
+    assert data["diagram"]["closed"][names.index("s")] == [False, False, True, True, False, False]
+    assert data["diagram"]["closed"][names.index("l1")] == [True] * STEPS
+    assert 'href="#open-switch"' in text and f'data-of="{names.index("s")}"' in text

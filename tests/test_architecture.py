@@ -38,7 +38,7 @@ ALLOWED = {
         *("feeder", "admittance", "branches", "control", "description", "generation", "grid", "layout", "namespace"),
         "powerflow",
     },
-    "variation": set(),
+    "variation": {"namespace"},
     "weather": {"variation"},
     "customers": {"control", "variation", "weather"},
     "days": {"customers", "feeder", "generation", "graph", "grid", "profiles", "variation", "weather"},

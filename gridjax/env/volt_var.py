@@ -64,6 +64,7 @@ class VoltVarParams:
       bus_nodes: (buses, phases) the nodes of each bus, the ground (one past the last) where there are fewer.
       batteries: storage settings (clean), one row a battery.
       battery_row: (batteries,) where they stand in `OperatingPoint.generation_kw`.
+      battery_unit: (3, units) zone, slot and battery of each of their phases.
       gain: (batteries,) nominal power for each kW asked for; 1 but for powergym's wrongly rated ones.
       kvar_per_kw: (batteries,) reactive for active power; 0 but in powergym.
       hours: () length of a step.
@@ -81,6 +82,7 @@ class VoltVarParams:
     bus_nodes: jax.Array
     batteries: Storages
     battery_row: jax.Array
+    battery_unit: jax.Array
     gain: jax.Array
     kvar_per_kw: jax.Array
     hours: jax.Array
@@ -304,8 +306,10 @@ class VoltVar(Environment):
     ) -> tuple[StorageState, jax.Array]:
         """Energies after what the circuit really took, as whole kWh, and that power over the rating."""
         b = params.batteries
-        _, produced = results.device_powers(params.grid, point, flow)
-        kw = produced.real[params.battery_row]
+        zone, slot, owner = params.battery_unit
+        drawn = results.unit_powers(params.grid, point, flow, zone, slot).real
+        mine = owner[None] == jnp.arange(len(self.batteries))[:, None]
+        kw = -jnp.sum(jnp.where(mine, drawn[None], 0.0), axis=1)
         kwh = _nearest(jnp.clip(state.storage.kwh - kw * params.hours, 0.0, b.kwh_rated))
         return StorageState(kwh), kw / b.kw_rated
 

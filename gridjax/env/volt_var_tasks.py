@@ -275,14 +275,17 @@ def _make(
         batteries=fleet.names, nodes=tuple(feeder.node_names[k] for k in nodes),
         tap_counts=tuple(counts), battery_count=33,
     )  # fmt: skip
+    grid, rows = compile(feeder), fleet.first + np.arange(len(fleet.names))
+    owner = np.asarray(grid.units.device)[..., None] == len(feeder.loads) + rows
+    unit = np.stack(np.nonzero(owner & (np.asarray(grid.units.share) != 0)[..., None]))
     params = VoltVarParams(
-        grid=compile(feeder), multiplier=multiplier, weights=weights,
+        grid=grid, multiplier=multiplier, weights=weights,
         low=jnp.asarray(limits[0], float), high=jnp.asarray(limits[1], float),
         tap_low=jnp.asarray([w.min_tap for w in tapped], float),
         tap_step=jnp.asarray([(w.max_tap - w.min_tap) / w.num_taps for w in tapped], float),
         regulator_place=jnp.argsort(jnp.asarray(order)), node_order=jnp.asarray(nodes),
         bus_nodes=jnp.asarray(_bus_nodes(feeder)), batteries=fleet.settings,
-        battery_row=jnp.arange(fleet.first, fleet.first + len(fleet.names)), gain=jnp.asarray(fleet.gain, float),
+        battery_row=jnp.asarray(rows), battery_unit=jnp.asarray(unit), gain=jnp.asarray(fleet.gain, float),
         kvar_per_kw=jnp.full(len(fleet.names), fleet.kvar_per_kw), hours=jnp.asarray(hours, float),
     )  # fmt: skip
     return env, params

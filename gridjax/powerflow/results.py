@@ -15,6 +15,9 @@ Guarantees:
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -155,9 +158,14 @@ def _first_source_power(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> j
     return inside - jnp.sum(matmul(impedance, amps) * jnp.conj(amps)) / 1e3
 
 
-def _unit_currents_pu(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> tuple[jax.Array, jax.Array]:
-    """Voltage and drawn current of every unit in pu of its rating, (zones, slots); capacitors draw nothing here."""
-    units, s = grid.units, grid.shape
+def _unit_currents_pu(grid: Grid, point: OperatingPoint, flow: PowerFlow, at: Any = ...) -> tuple[jax.Array, jax.Array]:
+    """Voltage and drawn current of units in pu of their rating, those `at` (zones, slots); capacitors draw nothing."""
+    s, every = grid.shape, grid.units
+    units = dataclasses.replace(
+        every,
+        laws=jax.tree.map(lambda a: a[at], every.laws),
+        **{name: getattr(every, name)[at] for name in ("device", "share", "volts", "nodes")},
+    )
     volts = _padded(flow) * grid.node_volts
     u = (volts[units.nodes[..., 0]] - volts[units.nodes[..., 1]]) / units.volts
     kva = grid.base_va / 1e3
@@ -182,6 +190,12 @@ def device_powers(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> tuple[j
     total = jnp.zeros(count + 1, s_unit.dtype).at[jnp.minimum(grid.units.device, count)].add(s_unit)
     total = total * grid.base_va / 1e3
     return total[: s.loads], -total[s.loads : count]
+
+
+def unit_powers(grid: Grid, point: OperatingPoint, flow: PowerFlow, zone: jax.Array, slot: jax.Array) -> jax.Array:
+    """Complex kVA that the units (phases of devices) in some zones' slots draw, of the shape of `zone` and `slot`."""
+    u, i = _unit_currents_pu(grid, point, flow, (zone, slot))
+    return u * jnp.conj(i) * (grid.base_va / 1e3)
 
 
 def current_residual(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> jax.Array:

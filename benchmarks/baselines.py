@@ -94,18 +94,19 @@ def unit(constraint: str) -> str:
 
 def page(record: dict[str, Any]) -> str:
     """All of it as Markdown."""
-    meta = record["meta"]
+    meta, cases = record["meta"], record["environments"]
+    commands = " and ".join(f"`{command}`" for command in dict.fromkeys(case["command"] for case in cases))
     lines = [
         "# Baselines of the environments\n",
-        f"Written by `{meta['command']}` on {meta['date']}: {meta['processor']}, {meta['cores']} cores, float64, "
-        f"{meta['seconds'] / 60:.0f} minutes; "
+        f"Written by {commands} on {meta['date']}: {meta['processor']}, {meta['cores']} cores, float64, "
+        f"{sum(case['seconds'] for case in cases) / 60:.0f} minutes; "
         + ", ".join(f"{k} {v}" for k, v in meta["versions"].items())
         + ". Raw figures: [baselines.json](baselines.json).\n",
         *explanation(meta["seeds"]),
         "![returns](baselines_returns.svg)\n",
         "![violations](baselines_violations.svg)\n",
     ]
-    for case in record["environments"]:
+    for case in cases:
         lines += section(case)
     return "\n".join(lines).rstrip() + "\n"
 

@@ -133,28 +133,37 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--days", type=int, help="held-out days; 100 without it")
     parser.add_argument("--quick", action="store_true", help="a few days and moves, to see that it runs")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--add", action="store_true", help="to the record that is there, in place of the same names")
     args = parser.parse_args(words)
     jax.config.update("jax_enable_x64", True)
     whole = not args.quick and set(args.env) == set(names())
     out = (args.out or ROOT / ("docs" if whole else "demo_out/bench")).resolve()
     given = sys.argv[1:] if words is None else words
+    command = shlex.join(["python", "-m", "benchmarks.environments", *given])
     meta = {
-        "command": shlex.join(["python", "-m", "benchmarks.environments", *given]),
         "date": datetime.date.today().isoformat(), "processor": machine(), "cores": cores(), "versions": versions(),
         "device": str(jax.devices()[0]), "seeds": {"training": TRAINING, "held out": HELD_OUT},
     }  # fmt: skip
-    record: dict[str, Any] = {"meta": meta, "environments": []}
+    found: dict[str, Any] = {}
+    if args.add:
+        found = {row["name"]: row for row in json.loads((out / "baselines.json").read_text())["environments"]}
     out.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
+    text = ""
     for name in args.env:
-        record["environments"].append(measure(name, QUICK if args.quick else None, args.days))
+        found[name] = {**measure(name, QUICK if args.quick else None, args.days), "command": command}
         jax.clear_caches()  # of the next one nothing is used again
-    meta["seconds"] = time.perf_counter() - start
-    (out / "baselines.json").write_text(json.dumps(record, indent=1) + "\n")
-    (out / "baselines.md").write_text(page(record))
-    plots(record, out)
-    print(page(record))
+        text = write({"meta": meta, "environments": [found[n] for n in names() if n in found]}, out)
+    print(text)
     return 0
+
+
+def write(record: dict[str, Any], out: Path) -> str:
+    """Writes the record, its page and its plots after every environment, so that nothing is lost; returns the page."""
+    text = page(record)
+    (out / "baselines.json").write_text(json.dumps(record, indent=1) + "\n")
+    (out / "baselines.md").write_text(text)
+    plots(record, out)
+    return text
 
 
 if __name__ == "__main__":

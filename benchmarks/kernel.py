@@ -197,8 +197,8 @@ def table(record: dict) -> str:
         f"{m['us']:.1f} us a scenario, {m['not_converged']} not converged. One of them alone: "
         f"{m['one_feeder_us']:.1f} us. Throughput against that: {m['throughput_ratio']:.2f}.",
         "",
-        f"{fill['cores']} cores together fill {fill['megabytes']} MB of memory that they keep at {fill['kept_gb_s']:.1f} "
-        f"GB/s, of fresh memory at {fill['fresh_gb_s']:.1f} GB/s.",
+        f"{fill['cores']} cores together fill {fill['megabytes']} MB of memory that they keep at "
+        f"{fill['kept_gb_s']:.1f} GB/s, of fresh memory at {fill['fresh_gb_s']:.1f} GB/s.",
         "",
     ]
     return "\n".join(lines)

@@ -18,14 +18,14 @@ from gridjax.control.fleet import add_fleet
 from gridjax.control.storage import storages
 from gridjax.customers import cars as car_habits
 from gridjax.customers import stays
-from gridjax.days import at_full_sun, car_key, distances_km, region, shapes
+from gridjax.days import at_full_sun, car_key, region, shapes
 from gridjax.env.der_control import START_HOUR, DerControl, DerParams, Tariff
-from gridjax.feeder import Feeder, split_terminal
+from gridjax.env.terminals import neighbours, places
+from gridjax.feeder import Feeder
 from gridjax.profiles import Profiles, expand
 
 FAILURE_LOADS = 10.0  # a failed power flow costs as much as so many times the rated load does in the evening
 EVENING, DAYTIME, NIGHT = 0.30, 0.15, 0.10
-NEIGHBOURS = 4
 HIGHEST_TAP = 1.0125  # published taps suit full load without generation; lightly loaded, they violate the limits
 
 
@@ -80,13 +80,13 @@ def der_control(
         cars=tuple(f"car{k} at {names[i]}" for k, i in enumerate(at)), nodes=feeder.node_names,
     )  # fmt: skip
     first = len(feeder.generators)
-    devices = [*feeder.pv_systems, *feeder.storages, *(feeder.loads[i] for i in at)]
+    terminals = [d.bus for d in (*feeder.pv_systems, *feeder.storages, *(feeder.loads[i] for i in at))]
     params = DerParams(
         grid=grid, days=profiles, cars=sessions, batteries=storages(feeder),
         pv_row=jnp.arange(first, first + len(feeder.pv_systems)),
         pv_kva=jnp.asarray([pv.kva for pv in feeder.pv_systems], float),
         tariff=_tariff(days, steps), low=jnp.full(len(env.nodes), 0.95), high=jnp.full(len(env.nodes), 1.05),
-        place=jnp.asarray(places(feeder, devices)), neighbour=jnp.asarray(neighbours(feeder, devices)),
+        place=jnp.asarray(places(feeder, terminals)), neighbour=jnp.asarray(neighbours(feeder, terminals)),
         hours=jnp.asarray(hours, float),
     )  # fmt: skip
     return env, params
@@ -131,24 +131,3 @@ def _tariff(days: int, steps: int) -> Tariff:
     price = np.where((hour >= 17) & (hour < 21), EVENING, np.where((hour >= 7) & (hour < 23), DAYTIME, NIGHT))
     numbers = (jnp.asarray(a, float) for a in (1 / 3, 0.05, 0.50))
     return Tariff(jnp.asarray(np.tile(price, (days, 1))), *numbers)
-
-
-def places(feeder: Feeder, devices: list) -> np.ndarray:
-    """The nodes of each device's terminal, (devices, 3)."""
-    number = {name: i for i, name in enumerate(feeder.node_names)}
-    out = []
-    for device in devices:
-        bus, nodes = split_terminal(device.bus)
-        here = [number[f"{bus}.{n}"] for n in nodes if n]
-        out.append((here * 3)[:3])
-    return np.array(out)
-
-
-def neighbours(feeder: Feeder, devices: list) -> np.ndarray:
-    """The devices nearest to each along the lines, (devices, up to 4), itself where there are no others."""
-    far = distances_km(feeder, [split_terminal(d.bus)[0] for d in devices])
-    np.fill_diagonal(far, np.inf)
-    count = min(NEIGHBOURS, len(devices) - 1)
-    if not count:
-        return np.zeros((1, 1), int)
-    return np.argsort(far, axis=1, kind="stable")[:, :count]

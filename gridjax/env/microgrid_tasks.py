@@ -41,10 +41,11 @@ from gridjax.control.frequency import Machines, Relay, fastest_s, followers
 from gridjax.control.standard import CONTINUOUS_HZ, NOMINAL_HZ, TRIP
 from gridjax.control.storage import Storages, storages
 from gridjax.days import at_full_sun, distances_km, region, shapes
-from gridjax.env.der_tasks import HIGHEST_TAP, neighbours, places
+from gridjax.env.der_tasks import HIGHEST_TAP
 from gridjax.env.disturbances import Disturbances
 from gridjax.env.island import SWING_STEPS, Island, Limits
 from gridjax.env.microgrid import Dispatch, Microgrid, MicrogridParams, Prices
+from gridjax.env.terminals import neighbours, places
 from gridjax.feeder import Feeder, Generator, Load, Source, Storage, split_terminal
 from gridjax.profiles import Profiles, expand
 
@@ -99,6 +100,7 @@ def microgrid(
     island = _island(feeder, forming, block)
     devices = [*feeder.generators, *feeder.pv_systems, *feeder.storages]
     devices += [max((x for x, b in zip(feeder.loads, block, strict=True) if b == k), key=_kw) for k in np.unique(block)]
+    terminals = [device.bus for device in devices]
     prices = _prices(feeder)
     env = Microgrid(
         horizon=steps, failure_penalty=-4 * float(prices.blackout), nodes=feeder.node_names,
@@ -110,8 +112,8 @@ def microgrid(
         grid=grid, island=island, days=_days(feeder, grid, key, days, steps), dispatch=_dispatch(feeder, island),
         prices=prices, disturbances=_disturbances(chances), low=jnp.full(len(env.nodes), 0.95),
         high=jnp.full(len(env.nodes), 1.05), band_hz=_number(scale * (CONTINUOUS_HZ[1] - NOMINAL_HZ)),
-        nominal_hz=_number(feeder.frequency_hz), place=jnp.asarray(places(feeder, devices)),
-        neighbour=jnp.asarray(neighbours(feeder, devices)), hours=_number(hours),
+        nominal_hz=_number(feeder.frequency_hz), place=jnp.asarray(places(feeder, terminals)),
+        neighbour=jnp.asarray(neighbours(feeder, terminals)), hours=_number(hours),
     )  # fmt: skip
     return env, params
 

@@ -35,6 +35,11 @@ from gridjax.grid import Grid, OperatingPoint
 from gridjax.powerflow.solve import PowerFlow, solve
 
 ACTIONS = ("discrete", "mixed", "continuous")
+FEATURES = (
+    "capacitor", "regulator", "battery", "voltage", "mean voltage of neighbours", "lowest of neighbours",
+    "highest of neighbours", "position", "state of charge", "power over rating", "load level", "time sine",
+    "time cosine",
+)  # fmt: skip
 
 
 @flax.struct.dataclass
@@ -68,6 +73,8 @@ class VoltVarParams:
       gain: (batteries,) nominal power for each kW asked for; 1 but for powergym's wrongly rated ones.
       kvar_per_kw: (batteries,) reactive for active power; 0 but in powergym.
       hours: () length of a step.
+      place: (devices, 3) the nodes of each device's terminal, repeated where there are fewer.
+      neighbour: (devices, neighbours) the nearest devices along the lines.
     """
 
     grid: Grid
@@ -86,6 +93,8 @@ class VoltVarParams:
     gain: jax.Array
     kvar_per_kw: jax.Array
     hours: jax.Array
+    place: jax.Array
+    neighbour: jax.Array
 
 
 @flax.struct.dataclass
@@ -164,6 +173,16 @@ class VoltVar(Environment):
         """The devices."""
         kinds = {"capacitor": self.capacitors, "tap": self.regulators, "battery": self.batteries}
         return tuple(f"{kind} {name}" for kind, names in kinds.items() for name in names)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Capacitors, regulators and batteries, in this order."""
+        return self.action_names
+
+    @property
+    def device_numbers(self) -> int:
+        """One number of each device's own action."""
+        return 1
 
     @property
     def action_counts(self) -> tuple[int, ...]:
@@ -322,6 +341,35 @@ class VoltVar(Environment):
         if not self.as_powergym:
             parts.append(jnp.stack([state.t / self.horizon, state.level]))
         return jnp.concatenate(parts)
+
+    def observe_devices(self, state: VoltVarState, params: VoltVarParams) -> jax.Array:
+        """What each device knows by itself and from its neighbours, (devices, features), as `FEATURES` says.
+
+        It is the same for every device and every feeder, so that one policy can serve all of them. A position is that
+        of a capacitor or tap over its highest.
+        """
+        counts = [len(self.capacitors), len(self.regulators), len(self.batteries)]
+        dtype, total = state.v.dtype, sum(counts)
+        own = jnp.mean(state.v[params.place], axis=1)
+        near = own[params.neighbour]
+        kinds = jnp.repeat(jnp.eye(3, dtype=dtype), jnp.array(counts), axis=0, total_repeat_length=total)
+        top = jnp.asarray(self.tap_counts, dtype) - 1
+        idle, still = jnp.zeros(counts[0] + counts[1], dtype), jnp.zeros(counts[2], dtype)
+        position = jnp.concatenate([state.capacitor, state.position / top, still])
+        charge = jnp.concatenate([idle, state.storage.kwh / params.batteries.kwh_rated])
+        power = jnp.concatenate([idle, state.power])
+        angle = 2 * jnp.pi * state.t * params.hours / 24
+        common = jnp.broadcast_to(jnp.stack([state.level, jnp.sin(angle), jnp.cos(angle)])[None], (total, 3))
+        columns = [own, near.mean(axis=1), near.min(axis=1), near.max(axis=1), position, charge, power]
+        return jnp.concatenate([kinds, jnp.stack(columns, axis=1), common], axis=1)
+
+    def from_devices(self, actions: jax.Array) -> jax.Array:
+        """The action from a number from -1 to 1 for each device, (devices, 1), lowest to highest position."""
+        top = jnp.asarray(self.action_counts, actions.dtype) - 1
+        number = jnp.clip(actions[:, 0], -1.0, 1.0)
+        position = jnp.round((number + 1) / 2 * top)
+        chosen = jnp.where(top > 0, position, number)
+        return chosen.astype(jnp.int32) if self.actions == "discrete" else chosen
 
 
 def _nearest(x: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ import numpy as np
 
 from gridjax.assembly import compile
 from gridjax.control.storage import Storages, storages
+from gridjax.env.terminals import neighbours, places
 from gridjax.env.volt_var import ACTIONS, VoltVar, VoltVarParams, Weights
 from gridjax.feeder import Feeder, Generator, Load, Storage, split_terminal
 
@@ -275,9 +276,11 @@ def _make(
         batteries=fleet.names, nodes=tuple(feeder.node_names[k] for k in nodes),
         tap_counts=tuple(counts), battery_count=33,
     )  # fmt: skip
-    grid, rows = compile(feeder), fleet.first + np.arange(len(fleet.names))
+    grid, rows = compile(_at_neutral(feeder)), fleet.first + np.arange(len(fleet.names))
     owner = np.asarray(grid.units.device)[..., None] == len(feeder.loads) + rows
     unit = np.stack(np.nonzero(owner & (np.asarray(grid.units.share) != 0)[..., None]))
+    producers = (*feeder.generators, *feeder.pv_systems, *feeder.storages)
+    at = [*(c.bus1 for c in feeder.capacitors), *(w.bus for w in tapped), *(producers[row].bus for row in rows)]
     params = VoltVarParams(
         grid=grid, multiplier=multiplier, weights=weights,
         low=jnp.asarray(limits[0], float), high=jnp.asarray(limits[1], float),
@@ -287,8 +290,28 @@ def _make(
         bus_nodes=jnp.asarray(_bus_nodes(feeder)), batteries=fleet.settings,
         battery_row=jnp.asarray(rows), battery_unit=jnp.asarray(unit), gain=jnp.asarray(fleet.gain, float),
         kvar_per_kw=jnp.full(len(fleet.names), fleet.kvar_per_kw), hours=jnp.asarray(hours, float),
+        place=jnp.asarray(places(feeder, at)), neighbour=jnp.asarray(neighbours(feeder, at)),
     )  # fmt: skip
     return env, params
+
+
+def _at_neutral(feeder: Feeder) -> Feeder:
+    """The feeder with the taps of its regulators at neutral.
+
+    Every step sets them anew, anywhere: the solver needs the fewest sweeps if it starts from the middle.
+    """
+    tapped = {(r.transformer, r.winding - 1) for r in feeder.regulators}
+    return feeder.replace(
+        transformers=tuple(
+            dataclasses.replace(
+                t,
+                windings=tuple(
+                    dataclasses.replace(w, tap=1.0) if (t.name, k) in tapped else w for k, w in enumerate(t.windings)
+                ),
+            )
+            for t in feeder.transformers
+        )
+    )
 
 
 def _bus_nodes(feeder: Feeder) -> np.ndarray:

@@ -9,6 +9,7 @@ import pytest
 
 import gridjax
 from gridjax.env.tasks import make, multipliers, names
+from gridjax.env.volt_var import FEATURES
 from gridjax.env.volt_var_tasks import powergym, volt_var
 
 DAYS = np.full((1, 4, 15), 0.8)
@@ -140,3 +141,40 @@ def test_doing_nothing_lives_through_every_day():
 
     terminated, solved = jax.vmap(live)(jax.random.split(jax.random.key(0), 16))
     assert bool(solved.all()) and not bool(terminated.any())
+
+
+def test_devices_see_themselves_and_their_neighbours(clean, first):
+    env, params = clean
+    _, state = first
+    state = dataclasses.replace(
+        state,
+        t=state.t + 1,
+        capacitor=jnp.array([1.0, 0.0]),
+        position=jnp.array([20.0, 16.0, 8.0]),
+        power=jnp.array([0.5]),
+    )
+    seen = np.asarray(jax.jit(env.observe_devices)(state, params))
+    assert seen.shape == (len(env.devices), len(FEATURES)) == (6, 13)
+    np.testing.assert_array_equal(seen[:, :3], np.repeat(np.eye(3), [2, 3, 1], axis=0))
+    volts = dict(zip(env.nodes, np.asarray(state.v), strict=True))
+    cap1, cap2 = (np.mean([volts[n] for n in nodes]) for nodes in (("675.1", "675.2", "675.3"), ("611.3",)))
+    np.testing.assert_allclose(seen[[0, 1], 3], [cap1, cap2])
+    near = seen[:, 3][np.asarray(params.neighbour)]
+    np.testing.assert_allclose(seen[:, 4:7], np.stack([near.mean(1), near.min(1), near.max(1)], axis=1))
+    np.testing.assert_allclose(seen[:, 7], [1, 0, 20 / 32, 16 / 32, 8 / 32, 0])
+    np.testing.assert_allclose(seen[5, 8:10], [1.0, 0.5])
+    assert not seen[:5, 8:10].any()
+    np.testing.assert_allclose(seen[:, 10:], [[0.8, 1.0 * np.sin(np.pi / 12), np.cos(np.pi / 12)]] * 6)
+
+
+@pytest.mark.parametrize("actions", ["discrete", "mixed", "continuous"])
+def test_devices_actions_are_the_whole_s(clean, actions):
+    env = dataclasses.replace(clean[0], actions=actions)
+    asked = jnp.array([[-1.0], [0.3], [0.0], [1.0], [-0.49], [0.5]])
+    wanted = {
+        "discrete": [0, 1, 16, 32, 8, 24],
+        "mixed": [0, 1, 16, 32, 8, 0.5],
+        "continuous": [-1.0, 0.3, 0.0, 1.0, -0.49, 0.5],
+    }[actions]
+    np.testing.assert_allclose(env.from_devices(asked), wanted)
+    assert jnp.issubdtype(env.from_devices(asked).dtype, jnp.integer) == (actions == "discrete")

@@ -316,8 +316,8 @@ class VoltVar(Environment):
         middle = self.battery_count // 2
         unit = b.kw_rated / middle
         wanted = jnp.round(share * middle)
-        over = jnp.ceil(jnp.maximum(wanted * unit - most, 0.0) / unit - 1e-8)
-        under = jnp.ceil(jnp.maximum(least - wanted * unit, 0.0) / unit - 1e-8)
+        over = jnp.ceil(jnp.maximum(wanted * unit - most, 0.0) / unit - 1e-4)
+        under = jnp.ceil(jnp.maximum(least - wanted * unit, 0.0) / unit - 1e-4)
         return (wanted - over + under) * unit
 
     def _debit(

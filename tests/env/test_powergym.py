@@ -45,6 +45,21 @@ def test_rewards_and_observations_are_powergym_s(name):
     np.testing.assert_allclose(seen, last, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["ieee13", "ieee34", "ieee123"])
+def test_rewards_are_powergym_s_in_single_precision(name):
+    day = RECORDED[name]
+    with jax.enable_x64(False):
+        env, params = powergym(name, np.array([day["multipliers"]]))
+        _, state = env.reset(jax.random.key(0), params)
+        step, rewards = jax.jit(env.step), []
+        for action, kwh in zip(day["actions"], day["kwh_before"], strict=True):
+            state = dataclasses.replace(state, storage=state.storage.replace(kwh=jnp.array(kwh)))
+            _, state, reward, *_ = step(jax.random.key(1), state, jnp.array(action), params)
+            assert reward.dtype == jnp.float32
+            rewards.append(float(reward))
+    np.testing.assert_allclose(rewards, day["rewards"], atol=1e-4)
+
+
 def test_an_unknown_system_is_refused():
     with pytest.raises(ValueError, match="powergym has no 'ieee37': choose one of ieee13"):
         powergym("ieee37", np.ones((1, 24, 30)))

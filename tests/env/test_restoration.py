@@ -117,9 +117,8 @@ def test_any_radial_state_is_opendss_s(case):
     assert len({c.tobytes() for c in case.closed}) > BATCH / 2 and not np.asarray(case.flow.live).all()
 
 
+@pytest.mark.parametrize("case", ["baran_wu33"], indirect=True)
 def test_published_losses_before_and_after_reconfiguration(case):
-    if case.feeder.name != "baran_wu33":
-        pytest.skip("of the 33-bus feeder")
     assert losses_kw(case)[:2] == pytest.approx([202.68, 139.55], abs=0.005)
     assert np.abs(np.asarray(case.flow.v))[:2].min(axis=1) == pytest.approx([0.9131, 0.9378], abs=5e-5)
 
@@ -159,9 +158,8 @@ def test_the_power_balances(case):
     assert not np.abs(np.asarray(flow.edge_current)[:, :switches][open_]).any()
 
 
+@pytest.mark.parametrize("case", ["ieee123"], indirect=True)  # that with shunts
 def test_single_precision(case):
-    if case.feeder.name != "ieee123":
-        pytest.skip("one feeder is enough, that with shunts")
     small = jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a, case.sections)
     small = jax.tree.map(lambda a: a.astype(jnp.complex64) if a.dtype == jnp.complex128 else a, small)
     nominal = case.grid.nominal

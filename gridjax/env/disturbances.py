@@ -25,7 +25,7 @@ class Disturbances:
       chances: (3,) of a load step, the loss of a source, a cloud.
       load_step: a block's loads change by up to this share, up or down, until the end of the step.
       cloud_least, cloud_most: share of the sun that a cloud takes until the end of the step.
-      repair_h: for how long a lost source is out.
+      repair_h: for how long a lost source is out, the step in which it is lost counted.
     """
 
     chances: jax.Array
@@ -47,7 +47,7 @@ def strike(
       request: what is asked of it undisturbed.
 
     Returns:
-      The request from then on, which sources are lost, (n,) booleans, and the number of the kind in `KINDS`.
+      The request from then on, which sources are lost, (n,) booleans, and the number in `KINDS` of what struck.
     """
     kind_key, block_key, size_key, lost_key, cloud_key = jax.random.split(key, 5)
     dtype, n, p = request.kw.dtype, request.kw.shape[0], request.available_kw.shape[0]
@@ -60,6 +60,7 @@ def strike(
     load = 1 + jnp.where((kind == 1) & (island.block == block), size, 0.0)
     which = jax.random.categorical(lost_key, jnp.log(island.kva))
     lost = (kind == 2) & (jnp.arange(n) == which) & jnp.all(request.on > 0)
+    kind = jnp.where((kind == 2) & ~jnp.any(lost), 0, kind)
     deep = jax.random.uniform(cloud_key, (), dtype, disturbances.cloud_least, disturbances.cloud_most)
     left = 1 - jnp.where(kind == 3, deep, 0.0)
     on = request.on * ~lost

@@ -277,7 +277,7 @@ def ride(grid: Grid, island: Island, before: Settled, request: Request, availabl
     Args:
       grid: the feeder.
       island: the plant.
-      before: the state that it strikes.
+      before: the state that it strikes; of an island that is lost in it nothing is followed.
       request: what is asked after it; sources that follow the grid go on from what they gave, and photovoltaics come
         to what is available then in the time that a cloud takes.
       available_kw: (p,) of the photovoltaics before it.
@@ -294,7 +294,7 @@ def ride(grid: Grid, island: Island, before: Settled, request: Request, availabl
     start = _Moment(
         swing=Swing(zero, reference), slope=zero, kw=before.kw[d:],
         relay=RelayState(jnp.zeros_like(island.relay.below), before.fallen),
-        beyond_s=zero, short_s=zero, passed_s=zero, stores=stores, lost=jnp.zeros((), bool),
+        beyond_s=zero, short_s=zero, passed_s=zero, stores=stores, lost=before.lost,
     )  # fmt: skip
 
     def inner(at, seconds):

@@ -117,7 +117,7 @@ class MicrogridParams:
 
 @flax.struct.dataclass
 class MicrogridState:
-    """An episode's state; after a blackout without voltage and power.
+    """An episode's state; after a blackout without voltage and power, its energies those when it came.
 
     Attributes:
       episode: () which day.
@@ -256,13 +256,14 @@ class Microgrid(Environment):
         after = settle(grid, island, struck, stores, rest, fallen)
         after = pick(lost, before, after)  # what a lost island would settle to means nothing
         solved = before.solved & jnp.all(trace.solved) & after.solved
-        over = before.lost | lost | after.lost
-        stores, wear = self._store(stores, after, rest, params)
+        over = lost | after.lost
+        stored, wear = self._store(stores, after, rest, params)
+        stores = pick(over, stores, stored)
         dark = jnp.where(over, 0.0, 1.0).astype(rest.dtype)
         seen = after.kw, after.fallen, after.flow, after.slack
         new = self._seen(dataclasses.replace(state, stores=stores), struck, seen, params)
         swing = params.nominal_hz * jnp.stack([jnp.min(trace.lowest), jnp.max(trace.highest)])
-        out = jnp.where(gone, params.disturbances.repair_h, jnp.maximum(state.out_h - params.hours, 0.0))
+        out = jnp.maximum(jnp.where(gone, params.disturbances.repair_h, state.out_h) - params.hours, 0.0)
         new = dataclasses.replace(
             new, t=state.t + 1, out_h=out, swing_hz=swing, v=dark * new.v, power=dark * new.power,
             own=dark * new.own, served=dark * new.served,

@@ -237,10 +237,35 @@ def test_an_empty_unit_sheds_and_then_is_a_blackout(made, step, starts):
     np.testing.assert_array_equal(v, 0.0)
 
 
+def test_after_a_blackout_nothing_is_burnt_and_no_energy_moves(made, step, noon):
+    env, params = made
+    fragile = put(params, island__limits__steady=jnp.asarray(1e-3, float))
+    action, keys = jnp.zeros((BATCH, env.action_size)), jax.random.split(jax.random.key(4), BATCH)
+    _, _, reward, _, terminated, _, info = step(keys, noon, action, fragile)
+    assert bool(terminated.all()) and bool(info["solved"].all())
+    np.testing.assert_array_equal(reward, -float(params.prices.blackout))
+    charge = info["final_observation"][:, env.observation_names.index("state of charge grid-forming")]
+    np.testing.assert_array_equal(charge, noon.stores.own.kwh[:, 0] / params.island.store.kwh_rated[0])
+
+
+def test_one_source_is_lost_at_a_time_and_back_after_its_repair(made, step, starts):
+    env, params = made
+    params = put(params, disturbances__chances=jnp.array([0.0, 1.0, 0.0]))
+    state, action, out, kinds = starts, jnp.zeros((BATCH, env.action_size)), [], []
+    for t in range(5):
+        _, state, *_, info = step(jax.random.split(jax.random.key(t), BATCH), state, action, params)
+        out.append(np.asarray(state.out_h))
+        kinds.append(np.asarray(info["disturbance"]))
+    np.testing.assert_array_equal(np.sum(out, axis=2), np.array([3.0, 2.0, 1.0, 0.0, 3.0])[:, None] + np.zeros(BATCH))
+    np.testing.assert_array_equal(kinds, np.array([2.0, 0.0, 0.0, 0.0, 2.0])[:, None] + np.zeros(BATCH))
+
+
 def test_frequencies_beyond_the_limits_are_a_blackout_and_the_relay_comes_before(made, step, noon):
     env, params = made
     d = len(env.diesels)
-    params = put(params, disturbances__chances=jnp.array([0.0, 0.0, 1.0]), disturbances__cloud_least=jnp.asarray(0.79))
+    params = put(
+        params, disturbances__chances=jnp.array([0.0, 0.0, 1.0]), disturbances__cloud_least=jnp.asarray(0.79, float)
+    )
     alone = dataclasses.replace(noon, out_h=noon.out_h.at[:, :d].set(9.0))
     action, keys = jnp.zeros((BATCH, env.action_size)), jax.random.split(jax.random.key(4), BATCH)
     early = jnp.array([-0.0005, -0.001, -0.0015, -jnp.inf])
@@ -248,7 +273,7 @@ def test_frequencies_beyond_the_limits_are_a_blackout_and_the_relay_comes_before
     *_, cost, terminated, _, info = step(keys, alone, action, sensitive)
     cut = info["relay_blocks"] > 0
     assert bool(cut.any()) and not bool(terminated[cut].any()) and bool((info["unserved_kwh"][cut] > 0).all())
-    narrow = put(params, island__limits__low=jnp.asarray(-0.0005), band_hz=jnp.asarray(0.001))
+    narrow = put(params, island__limits__low=jnp.asarray(-0.0005, float), band_hz=jnp.asarray(0.001, float))
     *_, cost, terminated, _, info = step(keys, alone, action, narrow)
     deep = info["frequency_low_hz"] < -0.04
     assert bool(deep.any()) and bool(terminated[deep].all())

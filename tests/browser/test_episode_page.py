@@ -1,7 +1,5 @@
 """The page of an episode in a real browser: the slider, its keys, clicks into timelines, colours, print, no request."""
 
-import shutil
-
 import numpy as np
 import pytest
 from feeders_for_tests import two_bus_feeder
@@ -10,23 +8,6 @@ from test_episode import STEPS, Params, episode
 from gridjax.episode import write_episode
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    assert binary and driver, "chromium and chromedriver are needed: apt-get install chromium chromium-driver"
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,1300"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=Service(driver))
-    yield chrome
-    chrome.quit()
 
 
 def shown(browser):

@@ -126,11 +126,6 @@ def inertia(machines: Machines, on: jax.Array) -> jax.Array:
     return on * 2 * machines.inertia_s * machines.kva
 
 
-def stiffness(machines: Machines, on: jax.Array) -> jax.Array:
-    """What the machines give for a deviation w in the end, kW per unit of frequency, ()."""
-    return jnp.sum(on * machines.kva * (1 / machines.droop + machines.damping))
-
-
 def governed(machines: Machines, reference_kw: jax.Array, w: jax.Array) -> jax.Array:
     """What governors ask for at a deviation, kW (m,)."""
     wanted = reference_kw - w * machines.kva / machines.droop

@@ -37,13 +37,13 @@ import numpy as np
 
 from gridjax.assembly import compile
 from gridjax.control.fleet import add_fleet
-from gridjax.control.frequency import Machines, Relay, fastest_s, followers
+from gridjax.control.frequency import Machines, Relay, followers
 from gridjax.control.standard import CONTINUOUS_HZ, NOMINAL_HZ, TRIP
 from gridjax.control.storage import Storages, storages
 from gridjax.days import at_full_sun, distances_km, region, shapes
 from gridjax.env.der_tasks import HIGHEST_TAP
 from gridjax.env.disturbances import Disturbances
-from gridjax.env.island import SWING_STEPS, Island, Limits
+from gridjax.env.island import Island, Limits
 from gridjax.env.microgrid import Dispatch, Microgrid, MicrogridParams, Prices
 from gridjax.env.terminals import neighbours, places
 from gridjax.feeder import Feeder, Generator, Load, Source, Storage, split_terminal
@@ -231,7 +231,6 @@ def _blocks(feeder: Feeder) -> np.ndarray:
 
 def _island(feeder: Feeder, forming: str, block: np.ndarray) -> Island:
     hz, s = feeder.frequency_hz, rated_kva(feeder)
-    scale = hz / NOMINAL_HZ
     rated = [x.kw for x in feeder.generators]
     kva = [x.kva or 1.25 * x.kw for x in feeder.generators]
     inverter, d = forming == "battery", len(rated)
@@ -244,18 +243,15 @@ def _island(feeder: Feeder, forming: str, block: np.ndarray) -> Island:
         inertia_s=column(2.0 if inverter else 1.5, [1.5] * d), droop=column(0.03 if inverter else 0.05, [0.05] * d),
         governor_s=column(0.0 if inverter else 0.3, [0.3] * d), damping=column(0.0, [0.0] * d),
     )  # fmt: skip
-    longest = max(INNER_S) / SWING_STEPS
-    if float(fastest_s(machines)) < longest:
-        raise ValueError(f"a time constant of the machines is below the {longest:g} s in which they are followed")
     batteries = storages(feeder, watt_priority=True, throughput_cost=0.02)
     trip = TRIP["III"]
-    low, high = (scale * f / hz - 1 for f in (trip.under2_hz, trip.over2_hz))
+    low, high = (f / NOMINAL_HZ - 1 for f in (trip.under2_hz, trip.over2_hz))
     follow_kw = jnp.asarray([*(x.pmpp_kw for x in feeder.pv_systems), *(x.kw_rated for x in feeder.storages)], float)
     ratings = [*kva, *(x.kva for x in (*feeder.pv_systems, *feeder.storages))]
     return Island(
         machines=machines, followers=followers(follow_kw, hz), batteries=batteries,
         store=_store(feeder, s) if inverter else None, kva=jnp.asarray(ratings, float),
-        relay=Relay(jnp.asarray([scale * f / hz - 1 for f in STAGES_HZ]), _number(0.2)),
+        relay=Relay(jnp.asarray([f / NOMINAL_HZ - 1 for f in STAGES_HZ]), _number(0.2)),
         block=jnp.asarray(block), load_slope=_number(1.5),
         limits=Limits(*(_number(x) for x in (low, high, trip.under2_hz_s, 1.5, 2.0, 1.1))),
         seconds=jnp.asarray(INNER_S, float), cloud_s=_number(8.0),

@@ -139,9 +139,9 @@ def restoration(
       The environment and its parameters, of which all numbers may be replaced.
 
     Raises:
-      ValueError: numbers that make no sense, normally closed switches that make a loop or leave somebody without
-        supply, a section with a source that may fail or that is left by a switch which does not guard, or a closed
-        switch with fewer phases than what it feeds.
+      ValueError: numbers that make no sense, normally closed switches that make a loop, join sources or leave somebody
+        without supply, a section with a source that may fail or that is left by a switch which does not guard, or a
+        closed switch with fewer phases than what it feeds.
     """
     multiplier = np.asarray(multiplier, float)
     if multiplier.ndim != 3 or multiplier.shape[2] != len(feeder.loads) or not multiplier.size or not hours > 0:
@@ -201,13 +201,15 @@ def _require(feeder: Feeder, sections, facts, normal: np.ndarray, guard: np.ndar
     if rate.shape != (count + switches,) or (rate < 0).any() or not (rate > 0).any():
         raise ValueError(f"rate of shape {rate.shape}: give {count} sections' and {switches} switches', some positive")
     top = topology(sections, jnp.asarray(normal))
-    live = np.asarray(top.live)
+    live, island = np.asarray(top.live), np.asarray(top.island)
     if not live[:count][facts.load_section].all():
         dark = feeder.loads[int(np.argmin(live[facts.load_section]))]
         raise ValueError(f"load.{dark.name}: has no supply in normal operation: close a switch")
     on = int(normal.sum()) + len(feeder.sources)
-    if on > live.sum() - len(feeder.sources) + _dark_edges(edges[:switches], normal, live):
-        raise ValueError(f"feeder {feeder.name!r}: normally closed switches make a loop: open one in each")
+    if on > len(island) - len(np.unique(island)) or len(np.unique(island[count:])) < len(feeder.sources):
+        raise ValueError(
+            f"feeder {feeder.name!r}: normally closed switches make a loop or join sources: open one in each"
+        )
     sourced = edges[switches:, 0]
     for k, s in enumerate(feeder.switches):
         here = np.isin(edges[k], sourced)
@@ -219,10 +221,6 @@ def _require(feeder: Feeder, sections, facts, normal: np.ndarray, guard: np.ndar
             raise ValueError(f"switch.{s.name}: has fewer phases than both of its sections: open it")
     if (rate[sourced] > 0).any():
         raise ValueError("a section with a source may not fail, for nothing would trip: put a switch beside the source")
-
-
-def _dark_edges(edges: np.ndarray, normal: np.ndarray, live: np.ndarray) -> int:
-    return int((normal & ~live[edges[:, 0]]).sum())
 
 
 def _ends(feeder: Feeder) -> np.ndarray:

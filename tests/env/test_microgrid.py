@@ -9,7 +9,7 @@ import pytest
 
 import gridjax
 from benchmarks.oracle import Oracle
-from gridjax.control.frequency import inertia
+from gridjax.control.frequency import fastest_s, inertia
 from gridjax.env import island as plant
 from gridjax.env.disturbances import strike
 from gridjax.env.microgrid import FEATURES
@@ -132,6 +132,8 @@ def test_without_machines_beside_it_the_inverter_follows_the_closed_form(made, w
     out = noon.out_h.at[:, :d].set(9.0)
     factor = jnp.linspace(1.0, 3.0, BATCH)[:, None]
     _, _, before, trace, _, _, _ = walked(dataclasses.replace(noon, out_h=out), random_actions, factor * m.droop[None])
+    alone = jax.tree.map(lambda a: a[:1], m)  # the fastest that an island can be
+    assert float(fastest_s(alone)) > float(params.island.seconds.max()) / plant.SWING_STEPS
     s, h, r = float(m.kva[0]), float(m.inertia_s[0]), np.asarray(m.droop)[0] * np.asarray(factor)
     seconds, w = np.asarray(trace.seconds), np.asarray(trace.w)
     change = np.asarray(trace.slack.real) - np.asarray(before.slack.real)[:, None]

@@ -462,6 +462,13 @@ def test_what_cannot_be_is_refused():
         restoration(feeder, multiplier[..., :3], guards=guards)
     with pytest.raises(ValueError, match="normally closed switches make a loop"):
         restoration(with_switch("u", closed=True), multiplier, guards=guards)
+    with pytest.raises(ValueError, match="make a loop or join sources"):
+        restoration(with_switch("t", closed=True), multiplier, guards=guards)
+    dark = [Switch(n, f"{x}.1.2.3", f"{y}.1.2.3", closed=n != "v") for n, x, y in ("vde", "wef", "xef")]
+    buses = tuple(Bus(n, 12.47 / 3**0.5, (1, 2, 3)) for n in "ef")
+    with pytest.raises(ValueError, match="make a loop"):  # even where nobody is fed
+        more = feeder.replace(buses=feeder.buses + buses, switches=(*feeder.switches, *dark))
+        restoration(more, multiplier, guards=guards)
     with pytest.raises(ValueError, match=r"load\.load_c: has no supply"):
         restoration(with_switch("s2", closed=False), multiplier, guards=guards)
     with pytest.raises(ValueError, match=r"switch\.s4: leaves a section with a source"):

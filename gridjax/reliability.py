@@ -21,6 +21,8 @@ counts in full on the day on which it begins.
 section interrupts all that lies beyond the protective device upstream of it. Once switches have isolated it, what they
 part from it comes back, upstream from the source and downstream over a tie if there is one; the rest waits for repair.
 Without switches and ties this is what OpenDSS's RelCalc computes (docs/reliability.md).
+
+The standard's definitions and clauses are from memory and were not checked against its text.
 """
 
 from __future__ import annotations

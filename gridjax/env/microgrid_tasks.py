@@ -20,6 +20,7 @@ Loads take 1.5 % more for 1 % of frequency (Kundur 1994, 11.1.1: 1 to 2). Limits
 continuous operation (IEEE 1547-2018, table 19; EN 50160 has the same 2 % for islands), below 56.5 and above 62.0 Hz for
 0.16 s everything trips (table 18), and the relay's stages lie between, at 58.7, 58.5 and 58.3 Hz for 0.2 s, in the
 manner of utilities' schemes under NERC PRC-006. The grid-forming unit bears 1.5 of its rating for 2 s and 1.1 for good.
+What Kundur, EN 50160, PRC-006 and (for fuel) Skarstein and Uhlen say is from memory and was not checked against them.
 
 Blocks in the order in which they are shed hold 15, 20, 25 and 40 % of P, those farthest from the source first; the last
 one has no relay. Prices are choices: a kWh not served costs 2, 4, 8 and 16, a litre of fuel 1.2, a kWh curtailed 0.05,

@@ -14,7 +14,8 @@ are that engine's default and not published).
 
 Numbers where nothing is published: 0.065 faults a km and year, five hours of repair (the overhead lines of the RBTS;
 R. N. Allan et al., 1991) with a spread of half of it; a customer for every 2 kW; limits of 10 % on voltages (EN 50160);
-prices of 10 money a kWh not served, 0.1 a kWh lost, 1 an operation, 5 a refused move.
+prices of 10 money a kWh not served, 0.1 a kWh lost, 1 an operation, 5 a refused move. The RBTS' numbers and EN 50160's
+are from memory and were not checked against them.
 """
 
 from __future__ import annotations

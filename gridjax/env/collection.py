@@ -7,6 +7,7 @@ each step half of that is the policy's and half the environment's.
 from __future__ import annotations
 
 import functools
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -49,7 +50,7 @@ def collect(
       The data set. An episode that ends early, by a failed power flow for instance, is as long as it was.
 
     Raises:
-      ValueError: no episodes, no behaviours, or shares that make no sense.
+      ValueError: no episodes, no behaviours, shares that make no sense, or a `made_by` that is not JSON.
 
     Guarantees:
       The same arguments give the same arrays on the same machine and versions. Episode k is
@@ -63,12 +64,19 @@ def collect(
     seeds = np.asarray(jax.random.bits(for_seeds, (episodes,), jnp.uint32))
     order = np.asarray(jax.random.permutation(for_order, episodes))
     who = np.repeat(np.arange(len(behaviours)), counts)[order]
-    parts = _run(env, params, behaviours, seeds, who, at_once, progress)
-    header = {
+    header = _header(env, behaviours, key, made_by)
+    return assemble(_run(env, params, behaviours, seeds, who, at_once, progress), who, seeds, header)
+
+
+def _header(
+    env: Environment, behaviours: Sequence[Behaviour], key: jax.Array, made_by: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What a data set says of itself; refused before anything runs if it could not be saved."""
+    out = {
         "environment": type(env).__name__,
         "made_by": dict(made_by or {}),
         "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "behaviours": names,
+        "behaviours": [b.name for b in behaviours],
         "shares": [float(b.share) for b in behaviours],
         "observation_names": list(env.observation_names),
         "action_names": list(env.action_names),
@@ -78,7 +86,11 @@ def collect(
         "failure_penalty": env.failure_penalty,
         "versions": _versions(),
     }
-    return assemble(parts, who, seeds, header)
+    try:
+        json.dumps(out, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"made_by {out['made_by']}: take Python's own numbers, texts and lists ({error})") from error
+    return out
 
 
 @functools.partial(jax.jit, static_argnames=("env", "policy"))
@@ -108,6 +120,8 @@ def play(
         else:
             action, memory = policy(choose, obs, state, memory)
             log_probability = jnp.asarray(0.0 if certain else jnp.nan)
+        # One type for all behaviours of an environment: positions are whole numbers, all else is floating.
+        action = jnp.round(action).astype(jnp.int32) if all(env.action_counts) else jnp.asarray(action, float)
         state, reward, cost, terminated, truncated, info = env.move(move, state, action, params)
         after = info.pop("final_observation")
         seen = Transitions(obs, action, reward, cost, after, terminated, truncated, info)

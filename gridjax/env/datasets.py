@@ -101,11 +101,12 @@ def costs(data: Dataset) -> np.ndarray:
 
 def take(data: Dataset, episodes: np.ndarray | Sequence[int]) -> Dataset:
     """The data set of some of its episodes, in the order given; its header keeps what it says of the whole."""
-    chosen = np.arange(data.episodes)[np.asarray(episodes)]
+    wanted = np.asarray(episodes)
+    chosen = np.arange(data.episodes)[wanted] if wanted.size else wanted
+    if not len(chosen):
+        raise ValueError("takes at least one episode")
     starts = np.searchsorted(data.episode, np.arange(data.episodes + 1))
     rows = [slice(starts[e], starts[e + 1]) for e in chosen]
-    if not rows:
-        raise ValueError("takes at least one episode")
     whole: Any = (data.transitions, data.log_probability)
     parts = [jax.tree.map(lambda a, r=r: a[r], whole) for r in rows]
     return assemble(parts, data.behaviour[chosen], data.seed[chosen], data.header)
@@ -115,17 +116,21 @@ def save(path: str | Path, data: Dataset) -> None:
     """Writes a data set to a `.npz` file; what stood there before stays until the new file is whole.
 
     Raises:
-      ValueError: another suffix, or an episode whose next observations are not its observations.
+      ValueError: another suffix, an array of objects, or an episode whose next observations are not its observations.
     """
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"{path}: a data set's file ends in .npz")
     stored = arrays(data)
+    objects = [name for name, a in stored.items() if a.dtype.hasobject]
+    if objects:
+        raise ValueError(f"{path}: {objects[0]} holds Python objects; make it an array of numbers")
     text = json.dumps(_sealed(data.header, stored), allow_nan=False).encode()
+    columns: dict[str, Any] = {"header": np.frombuffer(text, np.uint8), **stored}
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
-            np.savez(file, allow_pickle=False, header=np.frombuffer(text, np.uint8), **stored)
+            np.savez(file, **columns)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -140,12 +145,11 @@ def load(path: str | Path) -> Dataset:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            stored = {name: archive[name] for name in archive.files}
+        stored = _unpacked(path)
         header = json.loads(stored.pop("header").tobytes())
     except FileNotFoundError:
         raise
-    except (OSError, EOFError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a file can be wrong in more ways than zipfile, NumPy and json have one exception for
         raise ValueError(f"{path} is no data set, or is damaged ({_first(error)}): {_CURE}") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"{path} is no data set of gridjax: save one with gridjax.env.datasets.save")
@@ -157,7 +161,7 @@ def load(path: str | Path) -> Dataset:
         raise ValueError(f"{path} is damaged, its arrays are not those that were saved: {_CURE}")
     try:
         return _from_arrays(stored, header)
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({_first(error)}): {_CURE}") from error
 
 
@@ -179,8 +183,20 @@ def arrays(data: Dataset) -> dict[str, np.ndarray]:
     return out | {"behaviour": data.behaviour, "seed": data.seed}
 
 
+def _unpacked(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file, which take no more memory than it has bytes."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError("its arrays are compressed, which `save` does not do")
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
 def _from_arrays(stored: Mapping[str, np.ndarray], header: dict[str, Any]) -> Dataset:
     lengths = stored["length"]
+    _check(stored, lengths, len(header["behaviours"]))
     episode, step = _places(lengths)
     after = np.roll(stored["observation"], -1, axis=0)
     after[np.cumsum(lengths) - 1] = stored["last_observation"]
@@ -189,6 +205,16 @@ def _from_arrays(stored: Mapping[str, np.ndarray], header: dict[str, Any]) -> Da
     columns: dict[str, Any] = {"next_observation": after, "info": info, **rows}
     seen = Transitions(**columns)
     return Dataset(seen, stored["log_probability"], episode, step, stored["behaviour"], stored["seed"], header)
+
+
+def _check(stored: Mapping[str, np.ndarray], lengths: np.ndarray, behaviours: int) -> None:
+    """Refuses arrays that do not belong together; their fingerprint says only that they are those of the header."""
+    rows, who = stored["observation"].shape[0], stored["behaviour"]
+    an_episode = ("last_observation", "behaviour", "seed", "length")
+    short = [name for name, a in stored.items() if a.shape[:1] != (len(lengths) if name in an_episode else rows,)]
+    whole = lengths.dtype.kind == who.dtype.kind == "i" and 0 < lengths.min() <= lengths.max() <= rows
+    if short or not whole or lengths.sum() != rows or not 0 <= who.min() <= who.max() < behaviours:
+        raise ValueError("its columns, episodes and behaviours do not go together")
 
 
 def _joined(parts: Sequence[Any]) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from environments_for_tests import walk
 
+from gridjax.env import datasets
 from gridjax.env.behaviours import Behaviour
 from gridjax.env.collection import collect, play
 from gridjax.env.datasets import costs, load, returns, save, take
@@ -88,6 +89,15 @@ def test_discrete_actions_have_probabilities():
     np.testing.assert_allclose(data.log_probability[of == 1], -np.log(6), rtol=1e-6)
 
 
+@pytest.mark.parametrize(("counts", "kind"), [((3, 0), "float32"), ((3, 2), "int32")])
+def test_actions_have_one_type_whatever_policies_return(counts, kind):
+    env, params = walk(counts=counts)
+    behaviours = (Behaviour("whole", constant([2, 0])), Behaviour("floating", constant([2.0, 1.0])))
+    data = collect(env, params, behaviours, jax.random.key(0), 2)
+    assert data.transitions.action.dtype == kind
+    np.testing.assert_array_equal(data.transitions.action[:, 1], data.behaviour[data.episode])
+
+
 def test_an_episode_that_fails_is_as_long_as_it_was():
     env, _ = walk()
     data = collect(env, jnp.asarray(1.5), [Behaviour("away", constant([0.4, 0.0]))], jax.random.key(1), 6)
@@ -152,6 +162,23 @@ def parts(data):
     return {f.name: getattr(data, f.name) for f in dataclasses.fields(data) if f.name != "header"}
 
 
+def test_files_are_written_as_every_numpy_can(made, tmp_path, monkeypatch):
+    *_, data = made
+    write = np.savez
+
+    def older(file, **columns):  # before NumPy 2.2 `savez` took every name for an array's
+        assert all(isinstance(a, np.ndarray) for a in columns.values())
+        write(file, **columns)
+
+    monkeypatch.setattr(np, "savez", older)
+    save(tmp_path / "walk.npz", data)
+    assert load(tmp_path / "walk.npz").fingerprint == data.fingerprint
+    info = data.transitions.info | {"who": np.array([None] * len(data.episode))}
+    objects = dataclasses.replace(data, transitions=data.transitions.replace(info=info))
+    with pytest.raises(ValueError, match="info/who holds Python objects"):
+        save(tmp_path / "objects.npz", objects)
+
+
 def test_an_interrupted_save_leaves_the_old_file(made, tmp_path, monkeypatch):
     *_, data = made
     path = tmp_path / "walk.npz"
@@ -168,16 +195,20 @@ def test_an_interrupted_save_leaves_the_old_file(made, tmp_path, monkeypatch):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-def rewritten(path, **changes):
+def rewritten(path, compression=zipfile.ZIP_STORED, **changes):
     """The file with some entries changed (None: left out), its checksums made anew."""
     with np.load(path) as archive:
         entries = {name: archive[name] for name in archive.files} | changes
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w", compression) as archive:
         for name, value in entries.items():
             if value is not None:
-                buffer = io.BytesIO()
-                np.lib.format.write_array(buffer, value, allow_pickle=True)
-                archive.writestr(f"{name}.npy", buffer.getvalue())
+                archive.writestr(f"{name}.npy", _npy(value))
+
+
+def _npy(value):
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, value, allow_pickle=True)
+    return buffer.getvalue()
 
 
 DAMAGE = {
@@ -189,7 +220,42 @@ DAMAGE = {
     "no header": lambda path, data: rewritten(path, header=None),
     "pickled": lambda path, data: rewritten(path, reward=np.array([{}, print], object)),
     "a header that is no JSON": lambda path, data: rewritten(path, header=np.frombuffer(b"{", np.uint8)),
+    "a header without end": lambda path, data: rewritten(path, header=np.frombuffer(b"[" * 200_000, np.uint8)),
+    "one array": lambda path, data: path.write_bytes(_npy(np.zeros(3))),
+    "more than its bytes": lambda path, data: sealed(path, zipfile.ZIP_DEFLATED),
+    "more than there is memory": lambda path, data: _claimed(path, data, 10**14),
+    "encrypted": lambda path, data: path.write_bytes(_encrypted(path.read_bytes())),
+    "episodes of other rows": lambda path, data: sealed(path, length=np.full(EPISODES, 4, np.int32)),
+    "lengths that are no counts": lambda path, data: sealed(path, length=np.full(EPISODES, 5.0)),
+    "a short column": lambda path, data: sealed(path, reward=data.transitions.reward[:3]),
+    "an unknown behaviour": lambda path, data: sealed(path, behaviour=data.behaviour + 1),
 }
+
+
+def sealed(path, compression=zipfile.ZIP_STORED, **changes):
+    """The file with some entries changed, and a header that vouches for them."""
+    rewritten(path, **changes)
+    with np.load(path) as archive:
+        stored = {name: archive[name] for name in archive.files}
+    header = datasets._sealed(json.loads(stored.pop("header").tobytes()), stored)
+    rewritten(path, compression, header=np.frombuffer(json.dumps(header).encode(), np.uint8))
+
+
+def _encrypted(content):
+    out = bytearray(content)
+    for sign, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # the flags of entries, and of the directory's
+        for found in re.finditer(sign, content):
+            out[found.start() + place] |= 1
+    return bytes(out)
+
+
+def _claimed(path, data, rows):
+    """Says that the rewards are so many, and brings none."""
+    rewritten(path, reward=None)
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": (rows,)})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("reward.npy", head.getvalue())
 
 
 def _flipped(content):
@@ -232,6 +298,10 @@ def test_senseless_requests_are_refused(made):
             collect(env, params, some, key, episodes)
     with pytest.raises(ValueError, match="own name"):
         collect(env, params, [behaviours[0], behaviours[0]], key, 3)
+    with pytest.raises(ValueError, match=r"made_by .*int64"):  # before hours of collecting
+        collect(env, params, behaviours, key, 3, made_by={"days": np.int64(3)})
+    with pytest.raises(ValueError, match="at least one"):
+        take(made[-1], [])
 
 
 def test_the_page_on_data_sets_runs_and_prints_what_it_shows(tmp_path, monkeypatch, capsys):

@@ -117,6 +117,7 @@ def _part(episode: Any, counts: list[int], costs: int) -> tuple[Transitions, np.
     seen = np.asarray(episode.observations, np.float32).reshape(len(episode.rewards) + 1, -1)
     steps = len(episode.rewards)
     info = {name: value for name, value in (episode.infos or {}).items() if np.shape(value)[:1] == (steps,)}
+    info = info if costs else {}  # others' may be called the same and mean something else
     cost = info.pop("cost", np.zeros((steps, costs), np.float32))
     log_probability = info.pop("log_probability", np.full(steps, np.nan, np.float32))
     action = join(counts, episode.actions).reshape(steps, -1)
@@ -128,7 +129,7 @@ def _part(episode: Any, counts: list[int], costs: int) -> tuple[Transitions, np.
         "next_observation": seen[1:],
         "terminated": np.asarray(episode.terminations, bool),
         "truncated": np.asarray(episode.truncations, bool),
-        "info": info if costs else {},
+        "info": info,
     }
     return Transitions(**columns), np.asarray(log_probability, np.float32)
 
@@ -147,7 +148,7 @@ def _foreign(given: minari.MinariDataset) -> dict[str, Any]:
         raise ValueError(
             f"{given.id}: actions in {act} are not flat; flatten them with a gymnasium wrapper and record anew"
         )
-    if getattr(act, "start", 0) or not isinstance(seen, gymnasium.spaces.Box):
+    if np.any(getattr(act, "start", 0)) or not isinstance(seen, gymnasium.spaces.Box):
         raise ValueError(f"{given.id}: takes flat observations, and positions from 0 on; flatten and record anew")
     return {
         "environment": given.env_spec.id if given.env_spec else given.id,

@@ -1,5 +1,6 @@
 """Minari's data sets, written and read through its own interface, without a network."""
 
+import dataclasses
 import importlib
 import socket
 import sys
@@ -79,7 +80,7 @@ def test_others_data_sets_are_read():
         rewards=[1.0, 2.0, 4.0],
         terminations=[False, False, True],
         truncations=[False, False, False],
-        infos={},
+        infos={"cost": np.ones(3)},  # called as ours
     )
     space = gymnasium.spaces.Box(-10, 10, (2,), np.float32)
     with pytest.warns(UserWarning):
@@ -92,6 +93,13 @@ def test_others_data_sets_are_read():
     np.testing.assert_array_equal(data.transitions.next_observation[2], [6, 7])
     assert data.transitions.cost.shape == (6, 0) and np.isnan(data.log_probability).all()
     np.testing.assert_array_equal(returns(data), [7, 7])
+    pairs = np.array([[0, 1], [2, 0], [1, 1]])
+    episode = dataclasses.replace(episode, actions=pairs)
+    with pytest.warns(UserWarning):
+        made = minari.create_dataset_from_buffers(
+            "pairs-v0", [episode], action_space=gymnasium.spaces.MultiDiscrete([3, 2]), observation_space=space
+        )
+    np.testing.assert_array_equal(read_minari(made).transitions.action, pairs)
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):

@@ -97,7 +97,7 @@ def kinds(env: Environment) -> tuple[int, ...]:
     """Which entries of an action may share a value: in DER control those of one kind, elsewhere none."""
     if not isinstance(env, DerControl):
         return tuple(range(env.action_size))
-    sizes = (len(env.inverters), len(env.inverters), len(env.batteries), len(env.cars))
+    sizes = [n for n in (len(env.inverters), len(env.inverters), len(env.batteries), len(env.cars)) if n]
     return tuple(np.repeat(np.arange(len(sizes)), sizes).tolist())
 
 
@@ -187,16 +187,18 @@ def _remembered(key, observation, state, memory):
     return memory, memory
 
 
-def _total(seen):
-    return seen.reward
+def _kept(seen):
+    return seen.reward, seen.terminated | seen.truncated
 
 
 def _scores(env: Environment, actions: jax.Array, key: jax.Array, params: Any, days: int) -> jax.Array:
     """Mean return of each constant action, (candidates,); an episode counts to its end only."""
 
     def one(action):
-        rewards, _ = rollout(env, _remembered, key, params, steps=env.horizon, batch=days, memory=action, keep=_total)
-        return rewards.sum(axis=0).mean()
+        kept, _ = rollout(env, _remembered, key, params, steps=env.horizon, batch=days, memory=action, keep=_kept)
+        rewards, ended = kept
+        first = jnp.cumsum(ended, axis=0) - ended == 0
+        return jnp.where(first, rewards, 0.0).sum(axis=0).mean()
 
     return jax.vmap(one)(actions)
 

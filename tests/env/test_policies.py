@@ -12,6 +12,7 @@ from scipy import stats
 import gridjax
 from gridjax.control.inverters import terminal_voltages
 from gridjax.control.switching import at_rest, switching
+from gridjax.env import behaviours
 from gridjax.env.behaviours import best_constant, named
 from gridjax.env.der_tasks import der_control, equip
 from gridjax.env.environment import rollout
@@ -182,6 +183,25 @@ def test_the_best_constant_action_is_found():
     assert best > float(seen.reward.sum(0).mean())
     tied = best_constant(env, params, jax.random.key(0), tie=(0, 0), rounds=2)[0].action
     assert tied[0] == tied[1]
+
+
+def test_an_episode_counts_to_its_end_only():
+    env, _ = walk()
+    limit, key = jnp.asarray(1.5), jax.random.key(3)
+    policy, found = best_constant(env, limit, key, rounds=1, candidates=8)
+    days = jax.random.split(key, 2)[0]
+    score = behaviours._scores(env, jnp.array([[0.4, 0.0], policy.action]), days, limit, 16)
+    assert score[1] == pytest.approx(found)
+    rows, _ = rollout(env, constant([0.4, 0.0]), days, limit, steps=env.horizon, batch=16)
+    by_hand = 0.0
+    for reward, ended in zip(np.asarray(rows.reward).T, np.asarray(rows.terminated | rows.truncated).T, strict=True):
+        by_hand += reward[: np.flatnonzero(ended)[0] + 1].sum() / 16
+    assert score[0] == pytest.approx(by_hand) and by_hand > np.asarray(rows.reward).sum() / 16 + 10
+
+
+def test_kinds_are_numbered_without_gaps(sunny):
+    env = dataclasses.replace(sunny[0], inverters=("a", "b"), batteries=(), cars=("c",))
+    assert behaviours.kinds(env) == (0, 0, 1, 1, 2)
 
 
 def test_unknown_names_are_refused(feeder):

@@ -161,7 +161,7 @@ def main() -> int:
     (out / "steps.json").write_text(json.dumps(record, indent=1) + "\n")
     (out / "steps.md").write_text(table(record))
     print(table(record))
-    return 0 if all(r["random_solved"] == r["random_of"] for r in record["rows"]) else 1
+    return 0 if all(r[f"{k}_solved"] == r[f"{k}_of"] for r in record["rows"] for k in ("random", "nothing")) else 1
 
 
 if __name__ == "__main__":

@@ -34,25 +34,27 @@ from gridjax.env.tasks import feeder_of, make, names
 
 
 def sums(seen: Transitions) -> tuple[jax.Array, ...]:
-    """What is kept of a step: reward, first constraint's violation, and whether the power flow was solved."""
-    return seen.reward, seen.cost[:, 0], seen.info["solved"]
+    """What is kept of a step: reward, first constraint's violation, whether it was solved, and whether the day ends."""
+    return seen.reward, seen.cost[:, 0], seen.info["solved"], seen.terminated | seen.truncated
 
 
 def walk(env: Environment, params: Any, policy: Policy, days: int, seed: int) -> dict[str, Any]:
-    """Rolls the policy out in so many days side by side."""
+    """Rolls the policy out in so many days side by side; a day that ends early counts to its end."""
     args = (env, policy, jax.random.key(seed), params)
     start = time.perf_counter()
     rollout.lower(*args, steps=env.horizon, batch=days, keep=sums).compile()
     compiled = time.perf_counter()
-    (reward, violation, solved), _ = jax.block_until_ready(
+    (reward, violation, solved, ended), _ = jax.block_until_ready(
         rollout(*args, steps=env.horizon, batch=days, keep=sums),
     )
+    seconds = time.perf_counter() - compiled
+    own = jnp.cumsum(ended, axis=0) - ended == 0  # not those of the fresh day after an early end
     return {
-        "returns": np.asarray(jnp.sum(reward, axis=0)),
-        "violation": float(jnp.mean(jnp.sum(violation, axis=0))),
-        "steps": int(solved.size),
-        "unsolved": int(jnp.sum(~solved)),
-        "seconds": time.perf_counter() - compiled,
+        "returns": np.asarray(jnp.sum(jnp.where(own, reward, 0.0), axis=0)),
+        "violation": float(jnp.mean(jnp.sum(jnp.where(own, violation, 0.0), axis=0))),
+        "steps": int(jnp.sum(own)),
+        "unsolved": int(jnp.sum(own & ~solved)),
+        "seconds": seconds,
         "compile_seconds": compiled - start,
     }
 

@@ -123,9 +123,11 @@ def explanation(seeds: dict[str, int]) -> list[str]:
         "solved* counts power flows that did not converge, which end their days.\n",
         "*search, full knowledge* knows the whole day. It is what a search attained, played in the environment: the "
         "optimum is at least as good, and how much better it could be is not proven. In Volt-VAR control it is dynamic "
-        "programming over each device's path in turn (`benchmarks/searches.py`), in DER control gradient ascent "
-        "through the environment from each other policy's actions (`benchmarks/ascent.py`): for the score, which "
-        "prices violations, and for the return alone. Where it ran on fewer days, compare it by *beyond no control*.\n",
+        "programming over each device's path in turn (`benchmarks/searches.py`); in DER control and the microgrid "
+        "gradient ascent through the environment, from no control's actions and from those of the policy that is best "
+        "on the day (`benchmarks/ascent.py`); in restoration each step in turn at all its positions: for the score, "
+        "which prices violations, and for the return alone. Where it ran on fewer days, compare it by *beyond no "
+        "control*.\n",
         "Days are drawn by `gridjax.days`; they are not those of powergym's own files, so that returns of the Powergym "
         "environments are near those published for powergym, not equal.\n",
     ]

@@ -6,7 +6,8 @@
 PPO as it comes, twice with the same settings: on `gymnasium.make("gridjax/...")`, one environment at a time, unchanged;
 and on gridjax's natively batched environment behind `GridVecEnv`, which only translates between the interfaces of
 Gymnasium's and stable-baselines3's vector environments. The return is judged before and after, on days that training
-never saw, the policy's mean or likeliest action taken; beside it the policies that learn nothing, on the same days.
+never saw, the policy's mean or likeliest action taken; beside it the policies that learn nothing. Each draws its
+episodes from the same held-out days, with draws of its own: the differences are not paired.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class GridVecEnv(VecEnv):
 
 
 def judged(model: PPO, name: str, days: int, options: dict[str, Any]) -> list[float]:
-    """Returns of one episode in each of as many environments as there are held-out days."""
+    """Returns of as many episodes as there are held-out days, on days drawn from these with replacement."""
     envs = GridVectorEnv(name, num_envs=days, days=days, seed=HELD_OUT, **options)
     obs, _ = envs.reset(seed=0)
     total, going = np.zeros(days), np.ones(days, bool)
@@ -98,7 +99,7 @@ def judged(model: PPO, name: str, days: int, options: dict[str, Any]) -> list[fl
 
 
 def baselines(name: str, days: int, options: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Returns of policies that learn nothing on held-out days."""
+    """Returns of policies that learn nothing on held-out days, drawn likewise and the same for all of these."""
     env, params = make(name, days=days, seed=HELD_OUT, **options)
     feeder = feeder_of(name, **options)
     policies = {"nothing": nothing(env, params), "random": random(env), "classical": classical(env, params, feeder)}
@@ -167,7 +168,8 @@ def page(record: dict[str, Any]) -> str:
         "",
         f"PPO with stable-baselines3's own settings (`MlpPolicy`, minibatches of {asked['minibatch']}, seed "
         f"{asked['seed']}, CPU) on `gridjax/{asked['name']}`, {asked['days']} days of steps of {asked['hours']:g} h. "
-        f"Returns a day: mean and 95 % interval over {asked['held_out']} days that training never saw, the likeliest "
+        f"Returns a day: mean and 95 % interval over {asked['held_out']} episodes, each on one of as many days, drawn "
+        "with replacement, that training never saw, the likeliest "
         "action taken. One seed: this shows that it trains and how fast, not how well PPO can do. Steps/s include "
         f"PPO's own learning, and not compiling. {asked['note']}",
         "",

@@ -84,6 +84,9 @@ def collect(options: argparse.Namespace, console: Console, errors: Console) -> i
     if len(shares) < len(options.behaviour or []):
         raise Refused("a behaviour is named twice: give each one share")
     made_by = {"name": options.env, "seed": options.days_seed, "days": options.days, "hours": options.hours}
+    twice = [key for key, _ in options.set if key in made_by]
+    if twice:
+        raise Refused(f"--set {twice[0]}: take --env, --days-seed, --days or --hours for that")
     made_by |= dict(options.set)
     with errors.status("making the environment"):
         try:

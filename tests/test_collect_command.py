@@ -63,6 +63,7 @@ def test_steps_that_fail_are_told(capsys, tmp_path):
         (("--env", "Walk-line-v0", "--out", "d.npz", "--behaviour", "random=-1"), "share"),
         (("--env", "Walk-line-v0", "--out", "d.npz", "--behaviour", "random", "--behaviour", "random=2"), "twice"),
         (("--env", "Walk-line-v0", "--out", "d.npz", "--set", "limit"), "KEY=VALUE"),
+        (("--env", "Walk-line-v0", "--out", "d.npz", "--set", "name=Other-line-v0"), "--set name: take --env"),
         (("--env", "Walk-line-v0", "--out", "d.npz", "--set", "depth=1"), "unexpected keyword argument 'depth'"),
         (("--env", "Walk-line-v0", "--out", "d.npz", "--behaviour", "classical"), "classical controls"),
         (("--out", "d.npz"), "--env"),

@@ -5,8 +5,14 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "examples"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "env"))
 
+import jax.numpy as jnp
+import numpy as np
 import ten_thousand_days
+from environments_for_tests import walk
+
+from gridjax.env.policies import constant
 
 
 def test_a_hundred_days(tmp_path, capsys):
@@ -19,3 +25,10 @@ def test_a_hundred_days(tmp_path, capsys):
     assert record["the feeder's own controls"]["violation"] < record["no control"]["violation"]
     assert (tmp_path / "ten_thousand_days.png").stat().st_size > 10_000
     assert "2,400 of 2,400 steps solved" in capsys.readouterr().out
+
+
+def test_a_day_that_ends_early_counts_to_its_end():
+    env, _ = walk()  # from x in (0, 1) to 2 at most: the second to fourth step of 0.6 is not solved
+    row = ten_thousand_days.walk(env, jnp.asarray(2.0), constant([0.6, 0.0]), 50, 0)
+    assert row["unsolved"] == 50 and 100 < row["steps"] <= 200
+    assert np.all((row["returns"] < -100) & (row["returns"] > -109))  # the penalty once, and x^2 of the steps before

@@ -115,7 +115,8 @@ def explanation(seeds: dict[str, int]) -> list[str]:
     """What the tables say."""
     held_out, training = seeds["held out"], seeds["training"]
     return [
-        "Figures are sums over a day: the mean over held-out days ± half of the 95 % interval (Student's t over days). "
+        "Figures are sums over a day (in Hz: means over its steps): the mean over held-out days ± half of the 95 % "
+        "interval (Student's t over days). "
         f"The held-out days are those of seed {held_out} (`make(name, seed={held_out})`), the days on which the best "
         f"constant action was searched those of seed {training}; both are spread over the year. *Beyond no control* is "
         "the mean of the differences on the same days. A constraint's two columns are the share of steps in which it "

@@ -37,7 +37,7 @@ def add_parser(sub: Any, common: argparse.ArgumentParser, whole: Any, seed: Any)
     one.add_argument("--seed", type=seed, default=0, help="of the behaviours; default: %(default)s")
     one.add_argument("--days-seed", type=seed, default=0, help="of the days; default: %(default)s")
     one.add_argument("--days", type=whole, default=100, help="how many are drawn; default: %(default)s")
-    one.add_argument("--hours", type=float, default=1.0, help="length of a step; default: %(default)s")
+    one.add_argument("--hours", type=float, help="length of a step; default: the task's own, 1 or 0.5")
     one.add_argument(
         "--set", action="append", type=setting, metavar="KEY=VALUE", default=[], help="an option of the environment"
     )

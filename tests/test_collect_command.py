@@ -42,7 +42,7 @@ def test_a_mixture_is_written_and_shown(capsys, tmp_path):
     data = load(path)
     np.testing.assert_array_equal(np.bincount(data.behaviour), [2, 6])
     assert data.header["behaviours"] == ["random", "nothing"] and data.fingerprint[:12] in out
-    assert data.header["made_by"] == {"name": "Walk-line-v0", "seed": 0, "days": 100, "hours": 1.0, "limit": 9.5}
+    assert data.header["made_by"] == {"name": "Walk-line-v0", "seed": 0, "days": 100, "hours": None, "limit": 9.5}
 
 
 def test_steps_that_fail_are_told(capsys, tmp_path):

@@ -75,10 +75,15 @@ class Case:
 
 
 def effort_for(name: str) -> Effort:
-    """Less for larger feeders, and for restoration, whose search plays a day for every position in every step."""
+    """Less for larger feeders, for islands, whose step is 22 power flows, and for restoration.
+
+    Its search plays a day for every position in every step.
+    """
     if name.startswith("Restoration"):
         return RESTORATION
     nodes = len(feeder_of(name).node_names)
+    if name.startswith("Microgrid"):
+        return MIDDLE if nodes < 1000 else LARGE
     return Effort() if nodes < 1000 else MIDDLE if nodes < 5000 else LARGE
 
 

@@ -55,7 +55,7 @@ class Effort:
 
 
 MIDDLE = Effort(training=8, searched=8, iterations=60)
-RESTORATION = Effort(searched=20)
+RESTORATION = Effort(training=5, searched=5)
 LARGE = Effort(training=2, searched=2, near=True, rounds=1, sweeps=1, iterations=30)
 QUICK = Effort(held_out=3, training=2, searched=2, near=True, rounds=1, sweeps=1, iterations=2)
 
@@ -245,7 +245,7 @@ def _starts(before: dict[str, Played], rows: np.ndarray) -> list[np.ndarray]:
 
 
 def proven(case: Case) -> tuple[str, np.ndarray]:
-    """A proven bound on the return of each held-out day, (days,), and what it leaves out."""
+    """A proven bound on the return of each of the days that are searched, (days,), and what it leaves out."""
     if type(case.env).__name__ != "Restoration":
         raise NotMeantError("none is known")
     from gridjax.env.restoration_policies import upper_bound
@@ -256,7 +256,9 @@ def proven(case: Case) -> tuple[str, np.ndarray]:
     except ValueError as many:
         raise NotMeantError(str(many)) from many
     begin = jax.jit(env.begin)
-    return "limits of voltage and current left out", np.array([bound(begin(k, case.params)) for k in case.keys])
+    return "limits of voltage and current left out", np.array(
+        [bound(begin(k, case.params)) for k in case.keys[: case.effort.searched]]
+    )
 
 
 STARTS = (NOTHING, CLASSICAL, DROOP, CONSTANT, FREE_CONSTANT)

@@ -92,7 +92,7 @@ def bound_row(case: Case, nothing: Played) -> list[dict[str, Any]]:
     except NotMeantError as refused:
         say(f"{case.name}: proven bound: -, {refused}")
         return []
-    gain = bound - nothing.sums["return"]
+    gain = bound - nothing.sums["return"][: len(bound)]
     pairs = {"return": bound, "beyond no control": gain}
     means = {name: dict(zip(("mean", "half"), interval(v), strict=True)) for name, v in pairs.items()}
     returns = [float(f"{x:.6g}") for x in bound]

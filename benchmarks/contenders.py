@@ -245,7 +245,7 @@ def _starts(before: dict[str, Played], rows: np.ndarray) -> list[np.ndarray]:
 
 
 def proven(case: Case) -> tuple[str, np.ndarray]:
-    """A proven bound on the return of each of the days that are searched, (days,), and what it leaves out."""
+    """A proven bound on the return of the first held-out days, as many as are searched, (days,), and what it leaves out."""
     if type(case.env).__name__ != "Restoration":
         raise NotMeantError("none is known")
     from gridjax.env.restoration_policies import upper_bound
@@ -256,7 +256,7 @@ def proven(case: Case) -> tuple[str, np.ndarray]:
     except ValueError as many:
         raise NotMeantError(str(many)) from many
     begin = jax.jit(env.begin)
-    return "limits of voltage and current left out", np.array(
+    return "limits of voltage and current left out, first of the held-out days", np.array(
         [bound(begin(k, case.params)) for k in case.keys[: case.effort.searched]]
     )
 

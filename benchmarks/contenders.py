@@ -256,9 +256,8 @@ def proven(case: Case) -> tuple[str, np.ndarray]:
     except ValueError as many:
         raise NotMeantError(str(many)) from many
     begin = jax.jit(env.begin)
-    return "limits of voltage and current left out, first of the held-out days", np.array(
-        [bound(begin(k, case.params)) for k in case.keys[: case.effort.searched]]
-    )
+    what = "limits of voltage and current left out, first of the held-out days"
+    return what, np.array([bound(begin(k, case.params)) for k in case.keys[: case.effort.searched]])
 
 
 STARTS = (NOTHING, CLASSICAL, DROOP, CONSTANT, FREE_CONSTANT)

@@ -245,7 +245,7 @@ def _starts(before: dict[str, Played], rows: np.ndarray) -> list[np.ndarray]:
 
 
 def proven(case: Case) -> tuple[str, np.ndarray]:
-    """A proven bound on the return of the first held-out days, as many as are searched, (days,), and what it leaves out."""
+    """A proven bound on the returns of the first held-out days, (days,), and what it leaves out."""
     if type(case.env).__name__ != "Restoration":
         raise NotMeantError("none is known")
     from gridjax.env.restoration_policies import upper_bound

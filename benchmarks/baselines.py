@@ -129,6 +129,8 @@ def explanation(seeds: dict[str, int]) -> list[str]:
         "on the day (`benchmarks/ascent.py`); in restoration each step in turn at all its positions: for the score, "
         "which prices violations, and for the return alone. Where it ran on fewer days, compare it by *beyond no "
         "control*.\n",
+        "*OpenDSS-like controls* are the feeder's regulator and capacitor controls; in restoration, the operator's "
+        "rule: isolate what is faulted, then close what restores most.\n",
         "Days are drawn by `gridjax.days`; they are not those of powergym's own files, so that returns of the Powergym "
         "environments are near those published for powergym, not equal.\n",
     ]

@@ -244,8 +244,8 @@ def _starts(before: dict[str, Played], rows: np.ndarray) -> list[np.ndarray]:
     return [before[policy].actions[rows] for policy in STARTS if policy in before]
 
 
-def proven(case: Case) -> tuple[str, np.ndarray]:
-    """A proven bound on the returns of the first held-out days, (days,), and what it leaves out."""
+def proven(case: Case) -> tuple[str, np.ndarray, np.ndarray]:
+    """A proven bound: what it leaves out, the held-out days that are searched, and the bound of each, (days,)."""
     if type(case.env).__name__ != "Restoration":
         raise NotMeantError("none is known")
     from gridjax.env.restoration_policies import upper_bound
@@ -255,9 +255,9 @@ def proven(case: Case) -> tuple[str, np.ndarray]:
         bound = upper_bound(env, case.params)
     except ValueError as many:
         raise NotMeantError(str(many)) from many
-    begin = jax.jit(env.begin)
-    what = "limits of voltage and current left out, first of the held-out days"
-    return what, np.array([bound(begin(k, case.params)) for k in case.keys[: case.effort.searched]])
+    begin, rows = jax.jit(env.begin), spread(case.keys.shape[0], case.effort.searched)
+    what = "if nothing else fails, limits of voltage and current left out"
+    return what, rows, np.array([bound(begin(key, case.params)) for key in case.keys[rows]])
 
 
 STARTS = (NOTHING, CLASSICAL, DROOP, CONSTANT, FREE_CONSTANT)

@@ -88,11 +88,11 @@ def measure(name: str, effort: Effort | None = None, days: int | None = None) ->
 def bound_row(case: Case, nothing: Played) -> list[dict[str, Any]]:
     """The proven bound as a row, if there is one."""
     try:
-        what, bound = contenders.proven(case)
+        what, rows, bound = contenders.proven(case)
     except NotMeantError as refused:
         say(f"{case.name}: proven bound: -, {refused}")
         return []
-    gain = bound - nothing.sums["return"][: len(bound)]
+    gain = bound - nothing.sums["return"][rows]
     pairs = {"return": bound, "beyond no control": gain}
     means = {name: dict(zip(("mean", "half"), interval(v), strict=True)) for name, v in pairs.items()}
     returns = [float(f"{x:.6g}") for x in bound]

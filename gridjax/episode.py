@@ -72,20 +72,7 @@ def write_episode(
     }
     diagram, data["diagram"], note = _diagram(feeder, voltages, by_kind.get("closed", {}), solved)
     panels = [_voltage_chart(voltages, solved, limits)] if voltages else []
-    for kind, text in _LINES.items():
-        if kind in by_kind:
-            panels.append(timelines.chart(_id(kind), text, by_kind[kind], solved, held=kind == "tap", height=140))
-    panels += [
-        timelines.switches(_id(kind), text, by_kind[kind], solved) for kind, text in _ON.items() if kind in by_kind
-    ]
-    panels.append(
-        timelines.chart("reward", "Reward of each step", {"reward": np.asarray(seen.reward)}, solved, height=120)
-    )
-    cost = {name: np.asarray(seen.cost)[:, k] for k, name in enumerate(env.cost_names[:-1])}
-    panels += [
-        timelines.chart(f"cost{k}", f"Cost: {name}", {name: values}, solved, height=90)
-        for k, (name, values) in enumerate(cost.items())
-    ]
+    panels += _panels(env, seen, by_kind, solved)
     failed = int((~solved).sum())
     name = title or type(env).__name__
     parts = {
@@ -100,6 +87,21 @@ def write_episode(
         "data": json_text(data),
     }
     Path(path).write_text(filled(_TEMPLATE, parts), encoding="utf-8")
+
+
+def _panels(env: Environment, seen: Any, by_kind: dict[str, dict[str, np.ndarray]], solved: np.ndarray) -> list[str]:
+    """The devices' timelines, the reward's and the costs'."""
+    out = [
+        timelines.chart(_id(kind), text, by_kind[kind], solved, held=kind == "tap", height=140)
+        for kind, text in _LINES.items()
+        if kind in by_kind
+    ]
+    out += [timelines.switches(_id(kind), text, by_kind[kind], solved) for kind, text in _ON.items() if kind in by_kind]
+    out.append(timelines.chart("reward", "Reward of each step", {"reward": seen.reward}, solved, height=120))
+    return out + [
+        timelines.chart(f"cost{k}", f"Cost: {name}", {name: seen.cost[:, k]}, solved, height=90)
+        for k, name in enumerate(env.cost_names[:-1])
+    ]
 
 
 _BANNER = '<p class="banner" role="alert">The power flow of {} of {} steps was not solved: they have no figures.</p>'

@@ -27,6 +27,8 @@ The standard's definitions and clauses are from memory and were not checked agai
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -159,7 +161,7 @@ def without_days(log: Outages, days: jax.Array) -> Outages:
     """The log without the interruptions that began on the days marked, (days,) bool."""
     day = jnp.floor(log.start_h / 24).astype(jnp.int32)
     out = jnp.take(days, day, mode="fill", fill_value=False)
-    return log.replace(minutes=jnp.where(out, 0.0, log.minutes))  # type: ignore[attr-defined]
+    return dataclasses.replace(log, minutes=jnp.where(out, 0.0, log.minutes))
 
 
 def of_rollout(info: dict[str, jax.Array], customers: jax.Array, hours: float | jax.Array) -> Indices:

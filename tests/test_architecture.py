@@ -43,7 +43,10 @@ ALLOWED = {
     "customers": {"control", "variation", "weather"},
     "days": {"customers", "feeder", "generation", "graph", "grid", "profiles", "variation", "weather"},
     "series": {"control", "grid", "powerflow", "profiles"},
-    "env": {"assembly", "control", "customers", "days", "env", "feeder", "feeders", "grid", "powerflow", "profiles"},
+    "env": {
+        *("assembly", "control", "customers", "days", "env", "feeder", "feeders", "grid", "namespace", "powerflow"),
+        "profiles",
+    },
 }
 
 

@@ -1,4 +1,4 @@
-"""A feeder cut at its switches: the host half of `gridjax.powerflow.radial`.
+"""A feeder cut at its switches: the host half of `gridjax.powerflow.topology` and `radial`.
 
 The primitive admittances are those of `gridjax.admittance`, the units and their laws those of `gridjax.layout`; only
 the way they are put together differs. Taps and capacitor banks rest where the feeder has them.
@@ -16,7 +16,7 @@ from gridjax.admittance import primitive
 from gridjax.feeder import Feeder, split_terminal
 from gridjax.grid import Grid
 from gridjax.layout import Layout, Parameters, lay_out
-from gridjax.powerflow.radial import Sections
+from gridjax.powerflow.topology import Sections
 
 
 @dataclasses.dataclass(frozen=True)

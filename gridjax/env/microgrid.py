@@ -37,6 +37,7 @@ from gridjax.env.disturbances import Disturbances, strike
 from gridjax.env.environment import Environment, Outcome, pick
 from gridjax.env.island import Island, Request, Settled, Stores, Trace, demand, network, ride, settle
 from gridjax.grid import Grid
+from gridjax.namespace import matmul
 from gridjax.powerflow import results
 from gridjax.profiles import Profiles, at
 
@@ -298,10 +299,10 @@ class Microgrid(Environment):
         # The rest of the step is one more row.
         h = jnp.append(h, rest_h)
         fallen = jnp.concatenate([trace.fallen, after.fallen[None]])
-        unserved = demand(params.island, struck) * (h @ (1 - struck.served[None] * (1 - fallen)))
+        unserved = demand(params.island, struck) * matmul(h, 1 - struck.served[None] * (1 - fallen))
         sun = jnp.concatenate([trace.available_kw, struck.available_kw[None]]) * struck.on[None, d : d + p]
         fed = jnp.concatenate([trace.kw[:, d : d + p], after.kw[None, d : d + p]])
-        curtailed = jnp.sum(h @ jnp.maximum(sun - fed, 0.0))
+        curtailed = jnp.sum(matmul(h, jnp.maximum(sun - fed, 0.0)))
         return {"mechanical": mechanical, "running_h": running, "unserved": unserved, "curtailed": curtailed}
 
     def _money(self, figures, wear, over, late, new: MicrogridState, params: MicrogridParams):

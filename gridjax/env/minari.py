@@ -55,9 +55,10 @@ def write_minari(
     for start, end in zip(np.append(0, ends[:-1] + 1), ends, strict=True):
         rows = slice(start, end + 1)
         info = {name: value[rows] for name, value in seen.info.items()}
+        observed: Any = np.concatenate([seen.observation[rows], seen.next_observation[end : end + 1]])
         buffers.append(
             EpisodeBuffer(
-                observations=np.concatenate([seen.observation[rows], seen.next_observation[end : end + 1]]),  # type: ignore[arg-type]
+                observations=observed,
                 actions=split(counts, seen.action[rows]),
                 rewards=seen.reward[rows],
                 terminations=seen.terminated[rows],

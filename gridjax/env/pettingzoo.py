@@ -64,7 +64,7 @@ class GridParallelEnv(ParallelEnv):
                 "themselves, such as DerControl"
             )
         self.functional: Any = functional
-        self.possible_agents: list[str] = list(functional.devices)  # type: ignore[attr-defined]
+        self.possible_agents: list[str] = list(self.functional.devices)
         self.agents: list[str] = []
         shape = jax.eval_shape(functools.partial(_first, functional), jax.random.key(0), self.params)[0].shape
         seen = [gymnasium.spaces.Box(-LIMIT, LIMIT, shape[1:], np.float32) for _ in self.possible_agents]

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gridjax.env.environment import Policy
-from gridjax.env.restoration import Restoration, RestorationParams, RestorationState, touched
-from gridjax.powerflow.radial import islands_with, topology
+from gridjax.env.restoration import Restoration
+from gridjax.env.restoration_rules import RestorationParams, RestorationState, touched
+from gridjax.powerflow.topology import islands_with, topology
 
 MOST = 12  # switches for which all states are enumerated
 

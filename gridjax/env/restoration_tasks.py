@@ -28,9 +28,10 @@ import numpy as np
 from gridjax.assembly import compile
 from gridjax.control.sections import closed_everywhere, cut
 from gridjax.days import KW_PER_CUSTOMER
-from gridjax.env.restoration import Failures, Prices, Restoration, RestorationParams
+from gridjax.env.restoration import Restoration
+from gridjax.env.restoration_rules import Failures, Prices, RestorationParams
 from gridjax.feeder import KM_PER_UNIT, Bus, Feeder, SequenceCode, Switch, split_terminal
-from gridjax.powerflow.radial import topology
+from gridjax.powerflow.topology import topology
 
 PER_KM_YEAR, PER_BRANCH_YEAR, REPAIR_HOURS, REPAIR_SPREAD = 0.065, 0.1, 5.0, 0.5
 LOW_PU, HIGH_PU = 0.9, 1.1
@@ -118,7 +119,6 @@ def restoration(
     guards: tuple[str, ...] | None = None,
     at_once: tuple[float, ...] = (0.7, 0.3),
     severity: float = 1.0,
-    customers: np.ndarray | None = None,
     rate: np.ndarray | None = None,
     **options: bool,
 ) -> tuple[Restoration, RestorationParams]:
@@ -132,12 +132,11 @@ def restoration(
       guards: names of the switches that trip on faults; None takes those above, or all closed ones.
       at_once: how likely an episode begins with one, two, ... faults.
       severity: factor on the failure rates within an episode.
-      customers: (loads,); None is one for every 2 kW.
       rate: (sections, then switches) faults a year; None is that of `rates`.
       **options: of `ieee123_switched`.
 
     Returns:
-      The environment and its parameters, of which all numbers may be replaced.
+      The environment and its parameters, of which all numbers may be replaced: `customers`, for one.
 
     Raises:
       ValueError: numbers that make no sense, normally closed switches that make a loop, join sources or leave somebody
@@ -154,21 +153,12 @@ def restoration(
         raise ValueError(f"at_once {at_once}: give the probabilities of one, two, ... faults, which add up to 1")
     feeder = switched(feeder, **options)
     names = [s.name for s in feeder.switches]
-    chosen = guards or GUARDS.get(feeder.name) or tuple(s.name for s in feeder.switches if s.closed)
-    if guards is None:
-        chosen = tuple(g for g in chosen if g in names)
-    unknown = set(chosen) - set(names)
-    if unknown:
-        raise ValueError(
-            f"guards {sorted(unknown)} are no switches of {feeder.name!r}: choose among {', '.join(names)}"
-        )
     grid = compile(closed_everywhere(feeder))
     sections, facts = cut(feeder, grid)
     rate = rates(feeder, facts.line_section, sections.count) if rate is None else np.asarray(rate, float)
-    normal, guard = np.array([s.closed for s in feeder.switches]), np.isin(names, chosen)
+    normal, guard = np.array([s.closed for s in feeder.switches]), _guards(feeder, guards)
     _require(feeder, sections, facts, normal, guard, rate)
     kw = np.abs([x.kw for x in feeder.loads])
-    people = np.maximum(np.round(kw / KW_PER_CUSTOMER), 1.0) if customers is None else np.asarray(customers, float)
     steps = multiplier.shape[1] if horizon is None else horizon
     places = [*(f"section {b[0]}" for b in facts.buses), *names]
     rows = tuple(int(r) for r in np.flatnonzero(rate > 0))
@@ -177,22 +167,42 @@ def restoration(
         horizon=steps, failure_penalty=-float(worst), switches=tuple(names), sections=tuple(b[0] for b in facts.buses),
         locations=tuple(places[r] for r in rows), rows=rows, nodes=feeder.node_names,
     )  # fmt: skip
-    ends = _ends(feeder)
-    params = RestorationParams(
-        grid=grid, sections=sections, multiplier=jnp.asarray(multiplier, float),
-        failures=Failures(*(jnp.asarray(a, float) for a in (
-            rate, np.full(len(rate), REPAIR_HOURS), REPAIR_SPREAD, at_once, severity))),
+    chances = rate, np.full(len(rate), REPAIR_HOURS), REPAIR_SPREAD, at_once, severity
+    failures = Failures(*(jnp.asarray(a, float) for a in chances))
+    return env, _params(feeder, (grid, sections, facts), multiplier, failures, (normal, guard), hours)
+
+
+def _params(
+    feeder: Feeder, cut_up: tuple, multiplier: np.ndarray, failures: Failures, switches: tuple[np.ndarray, np.ndarray],
+    hours: float,
+) -> RestorationParams:  # fmt: skip
+    (grid, sections, facts), (normal, guard), ends = cut_up, switches, _ends(feeder)
+    kw, nodes = np.abs([x.kw for x in feeder.loads]), len(feeder.node_names)
+    return RestorationParams(
+        grid=grid, sections=sections, multiplier=jnp.asarray(multiplier, float), failures=failures,
         normal=jnp.asarray(normal), guard=jnp.asarray(guard), closable=jnp.asarray(facts.covers.any(axis=1)),
-        customers=jnp.asarray(people, float), weight=jnp.ones(len(feeder.loads)),
-        load_section=jnp.asarray(facts.load_section),
-        low=jnp.full(len(env.nodes), LOW_PU), high=jnp.full(len(env.nodes), HIGH_PU),
+        customers=jnp.asarray(np.maximum(np.round(kw / KW_PER_CUSTOMER), 1.0), float),
+        weight=jnp.ones(len(feeder.loads)), load_section=jnp.asarray(facts.load_section),
+        low=jnp.full(nodes, LOW_PU), high=jnp.full(nodes, HIGH_PU),
         rating_a=jnp.asarray([s.rating_a or np.inf for s in feeder.switches], float),
         base_a=grid.base_va / grid.node_volts[ends[:, 0, 0]], ends=jnp.asarray(ends),
-        neighbour=jnp.asarray(_neighbours(np.asarray(sections.edge)[: len(names)])),
+        neighbour=jnp.asarray(_neighbours(np.asarray(sections.edge)[: len(feeder.switches)])),
         prices=Prices(*(jnp.asarray(a, float) for a in (UNSERVED, LOSS, OPERATION, REFUSAL))),
         hours=jnp.asarray(hours, float),
     )  # fmt: skip
-    return env, params
+
+
+def _guards(feeder: Feeder, guards: tuple[str, ...] | None) -> np.ndarray:
+    """(switches,) which trip on faults: those named, else the module's, else all that are closed."""
+    names = [s.name for s in feeder.switches]
+    usual = [name for name in GUARDS.get(feeder.name, ()) if name in names]
+    chosen = guards or usual or [s.name for s in feeder.switches if s.closed]
+    unknown = set(chosen) - set(names)
+    if unknown:
+        raise ValueError(
+            f"guards {sorted(unknown)} are no switches of {feeder.name!r}: choose among {', '.join(names)}"
+        )
+    return np.isin(names, chosen)
 
 
 def _require(feeder: Feeder, sections, facts, normal: np.ndarray, guard: np.ndarray, rate: np.ndarray) -> None:

@@ -24,7 +24,8 @@ In a section that no source feeds there is no voltage: all its nodes have 0, and
 
 Guarantees:
   In float64 voltages agree with OpenDSS's to 1e-8 pu in any radial state of the switches. Derivatives by powers, EMF
-  and impedances are the implicit ones of the solution; there are none by switch states, which are whole.
+  and impedances are the implicit ones of the solution, NaN where sweeps do not find them; there are none by switch
+  states, which are whole.
 """
 
 from __future__ import annotations
@@ -36,85 +37,11 @@ import jax
 import jax.numpy as jnp
 
 from gridjax.namespace import einsum, matmul
-from gridjax.powerflow.injections import Laws, factors
+from gridjax.powerflow.injections import factors
+from gridjax.powerflow.topology import Sections, Topology
 
-FAR = 10**6  # the depth of a section that no source feeds
 MIN_STEP = 1 / 8
-
-
-@flax.struct.dataclass
-class Sections:
-    """A feeder cut at its switches; made by `gridjax.control.sections.cut`. S sections, then one for each source's EMF.
-
-    Attributes:
-      edge: (edges, 2) the sections that each switch, then each source joins.
-      at: (edges, 2, terminals, conductors) 1.0 where a conductor ends at a terminal of either section.
-      z: (edges, conductors, conductors) complex impedance.
-      near: (all sections, degree) their edges; one past the last edge where there are fewer.
-      beyond: (all sections, degree) the sections beyond these.
-      y: (S, terminals, terminals) complex Y; t: T; zu: Z; w: W; of nodes likewise nz and nw, (S, inside, ...).
-      device: (S, units) whose load or generator; share: its part of the power.
-      laws: (S, units).
-      node_place: (nodes,) in the flattened (S, inside).
-      emf: (sources, conductors) complex, at 1 pu.
-      base_va: ().
-      shunts: whether any section has a linear circuit of its own. Static.
-      exponents: as in `gridjax.powerflow.injections.factors`. Static.
-      cutoffs: likewise. Static.
-    """
-
-    edge: jax.Array
-    at: jax.Array
-    z: jax.Array
-    near: jax.Array
-    beyond: jax.Array
-    y: jax.Array
-    t: jax.Array
-    zu: jax.Array
-    w: jax.Array
-    nz: jax.Array
-    nw: jax.Array
-    device: jax.Array
-    share: jax.Array
-    laws: Laws
-    node_place: jax.Array
-    emf: jax.Array
-    base_va: jax.Array
-    shunts: bool = flax.struct.field(pytree_node=False)
-    exponents: bool = flax.struct.field(pytree_node=False)
-    cutoffs: bool = flax.struct.field(pytree_node=False)
-
-    @property
-    def count(self) -> int:
-        """How many sections there are, those of the sources' EMF not counted."""
-        return self.y.shape[0]
-
-    @property
-    def switches(self) -> int:
-        """How many edges are switches; those of the sources follow."""
-        return self.edge.shape[0] - self.emf.shape[0]
-
-
-@flax.struct.dataclass
-class Topology:
-    """What the closed edges make of the sections (all of them, those of the sources' EMF last).
-
-    Attributes:
-      island: (all sections,) the lowest number of a section that it hangs together with.
-      depth: (all sections,) edges between it and its source, `FAR` where there is none.
-      up: (all sections,) the edge that feeds it, one past the last edge where none does.
-      guard: (all sections,) the nearest guarding edge on the way to its source, likewise.
-    """
-
-    island: jax.Array
-    depth: jax.Array
-    up: jax.Array
-    guard: jax.Array
-
-    @property
-    def live(self) -> jax.Array:
-        """(all sections,) whether a source feeds it."""
-        return self.depth < FAR
+SLOPE_SWEEPS = 300
 
 
 @flax.struct.dataclass
@@ -140,51 +67,6 @@ class RadialFlow:
     converged: jax.Array
     iterations: jax.Array
     residual: jax.Array
-
-
-def topology(sections: Sections, closed: jax.Array, guards: jax.Array | None = None) -> Topology:
-    """Islands, and the forest hung up at the sources, by propagation along closed edges.
-
-    Args:
-      sections: of the feeder.
-      closed: (switches,) bool.
-      guards: (switches,) bool, which edges guard what lies beyond them; None: all.
-
-    Returns:
-      The topology. Where closed edges make a loop, `up` is a way of fewest edges to a source.
-    """
-    total, edges = sections.near.shape[0], sections.edge.shape[0]
-    closed = jnp.concatenate([closed.astype(bool), jnp.ones(edges - sections.switches, bool), jnp.zeros(1, bool)])
-    watch = jnp.ones(sections.switches, bool) if guards is None else guards.astype(bool)
-    watch = jnp.concatenate([watch, jnp.zeros(edges - sections.switches + 1, bool)])
-    joined = closed[sections.near]
-    number = jnp.arange(total, dtype=jnp.int32)
-    root = number >= sections.count
-
-    def step(carry):
-        island, depth, up, guard, _ = carry
-        island_new = jnp.minimum(island, jnp.min(jnp.where(joined, island[sections.beyond], total), axis=1))
-        offered = jnp.where(joined, depth[sections.beyond] + 1, FAR)
-        best = jnp.argmin(offered, axis=1)
-        least = jnp.take_along_axis(offered, best[:, None], axis=1)[:, 0]
-        nearer = least < depth
-        edge = jnp.take_along_axis(sections.near, best[:, None], axis=1)[:, 0]
-        parent = jnp.take_along_axis(sections.beyond, best[:, None], axis=1)[:, 0]
-        depth_new = jnp.where(nearer, least, depth)
-        up = jnp.where(nearer, edge, up)
-        guard = jnp.where(nearer, jnp.where(watch[edge], edge, guard[parent]), guard)
-        changed = jnp.any(nearer) | jnp.any(island_new != island)
-        return island_new, depth_new, up, guard, changed
-
-    none = jnp.full(total, edges, jnp.int32)
-    depth = jnp.where(root, 0, FAR).astype(jnp.int32)
-    start = number, depth, none, none, jnp.ones((), bool)
-    return Topology(*jax.lax.while_loop(lambda c: c[-1], step, start)[:4])
-
-
-def islands_with(top: Topology, marked: jax.Array) -> jax.Array:
-    """(all sections,) whether a section's island holds one that is marked, (all sections,) bool."""
-    return jnp.any((top.island[:, None] == top.island[None, :]) & marked[None, :], axis=1)
 
 
 @flax.struct.dataclass
@@ -378,23 +260,25 @@ def solve_radial(
     u = jax.lax.complex(u[0], u[1])
     x = currents(u)
     _, v, into = linear(x)
-    inside = einsum("sik,sk->si", sections.nz, x) + einsum("sit,st->si", sections.nw, v)
-    inside = jnp.where(alive, inside, 0.0)
-    live = jnp.broadcast_to(alive, inside.shape)
-    edges = sections.edge.shape[0]
-    at = jnp.where(forest.live, forest.edge, edges)
-    edge_current = jnp.zeros((edges, into.shape[1]), into.dtype).at[at].add(into, mode="drop")
-    delivered = jnp.sum(emf * jnp.conj(edge_current[sections.switches :]), axis=1)
+    at = jnp.where(forest.live, forest.edge, sections.edge.shape[0])
+    edge_current = jnp.zeros((sections.edge.shape[0], into.shape[1]), into.dtype).at[at].add(into, mode="drop")
     return RadialFlow(
-        v=inside.reshape(-1)[sections.node_place],
-        live=live.reshape(-1)[sections.node_place],
+        *_nodes(sections, alive, x, v),
         edge_current=edge_current,
-        source=delivered,
+        source=jnp.sum(emf * jnp.conj(edge_current[sections.switches :]), axis=1),
         taken=-jnp.sum(u * jnp.conj(x)),
         converged=residual <= tol,
         iterations=iterations,
         residual=residual,
     )
+
+
+def _nodes(sections: Sections, alive: jax.Array, x: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The nodes' voltages, and which of them are live, from the units' currents and the terminals' voltages."""
+    inside = einsum("sik,sk->si", sections.nz, x) + einsum("sit,st->si", sections.nw, v)
+    inside = jnp.where(alive, inside, 0.0)
+    live = jnp.broadcast_to(alive, inside.shape)
+    return inside.reshape(-1)[sections.node_place], live.reshape(-1)[sections.node_place]
 
 
 def _root(gap, start: jax.Array, tol: float, max_iterations: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -428,14 +312,21 @@ def _root(gap, start: jax.Array, tol: float, max_iterations: int) -> tuple[jax.A
 
 
 def _linear(gap, right: jax.Array, tol: float) -> jax.Array:
-    """Solves `gap(x) = right` for the linear `gap(x) = A x - x` by `x <- A x - right`."""
+    """Solves `gap(x) = right` for the linear `gap(x) = A x - x` by `x <- A x - right`; NaN if that does not settle."""
+
+    def going(carry):
+        _, count, size = carry
+        return (count == 0) | ((size > goal) & (count < SLOPE_SWEEPS) & jnp.isfinite(size))
 
     def body(carry):
         x, count, _ = carry
         change = gap(x) - right
-        size = jnp.max(jnp.abs(change), initial=0.0)
-        return x + change, count + 1, (size > tol * scale) & (count < 300) & jnp.isfinite(size)
+        return x + change, count + 1, jnp.max(jnp.abs(change), initial=0.0)
 
     scale = jnp.max(jnp.abs(right), initial=0.0)
-    start = -right, jnp.zeros((), jnp.int32), jnp.ones((), bool)
-    return jax.lax.while_loop(lambda c: c[-1], body, start)[0]
+    goal = tol * scale
+    start = -right, jnp.zeros((), jnp.int32), jnp.full_like(scale, jnp.inf)
+    x, _, size = jax.lax.while_loop(going, body, start)
+    # A change is never smaller than the rounding of what it changes.
+    rounding = 1e3 * float(jnp.finfo(x.dtype).eps) * jnp.max(jnp.abs(x), initial=0.0)
+    return jnp.where(size <= jnp.maximum(goal, rounding), x, jnp.nan)

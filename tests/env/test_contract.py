@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs_for_tests import exact, products
 
 import gridjax
 from gridjax.env.der_tasks import der_control
@@ -121,6 +122,15 @@ def test_a_failed_power_flow_ends_the_episode_and_invents_nothing(made, walked):
     voltages = np.array([name.startswith("voltage ") for name in env.observation_names])
     known = np.array([not name.startswith(("voltage ", "power ", "grid-forming ")) for name in env.observation_names])
     assert np.isnan(np.asarray(first)[voltages]).all() and np.isfinite(np.asarray(first)[known]).all()
+
+
+def test_products_are_exact(made, walked):
+    """As accelerators make them of float32 only where they are told to."""
+    env, params, _ = made
+    params = dataclasses.replace(params, grid=dataclasses.replace(params.grid, tree=None))
+    _, state, action, _ = walked[0]
+    found = list(products(jax.make_jaxpr(env.step)(jax.random.key(0), state, action, params).jaxpr))
+    assert found and exact(found)
 
 
 def test_rewards_have_derivatives(made, walked):

@@ -17,7 +17,8 @@ from gridjax.env.restoration import FEATURES, may_close, trips
 from gridjax.env.restoration_policies import greedy, upper_bound, waiting
 from gridjax.env.restoration_tasks import restoration, switched
 from gridjax.feeder import Bus, Feeder, Line, Load, SequenceCode, Source, Switch
-from gridjax.powerflow.radial import solve_radial, topology
+from gridjax.powerflow.radial import _linear, solve_radial
+from gridjax.powerflow.topology import topology
 from gridjax.reliability import of_rollout
 
 NAMES = ("baran_wu33", "ieee123")
@@ -481,3 +482,30 @@ def test_what_cannot_be_is_refused():
         restoration(feeder, multiplier, guards=guards, rate=np.ones(12))
     with pytest.raises(ValueError, match="2\\^37 states"):
         upper_bound(*restoration(gridjax.feeders.baran_wu33(), np.ones((1, 2, 32))))
+
+
+def test_derivatives_of_losses_are_those_of_differences(case):
+    """By the loads and the EMF, in a state with a dark section too."""
+    dark = next((k for k in range(BATCH) if not np.asarray(case.flow.live[k]).all()), 0)
+    nominal, sections = case.grid.nominal, case.sections
+
+    def losses(at, closed):
+        load = nominal.load_kw * at[0], nominal.load_kvar * at[0]
+        flow = solve_radial(sections, topology(sections, closed), load, nominal.source_pu * at[1], tol=1e-12)
+        return (jnp.sum(flow.source) - flow.taken).real * case.grid.base_va / 1e3
+
+    value = jax.jit(losses)
+    slope = jax.jit(jax.grad(losses))
+    for k in (0, dark):
+        at, closed, step = np.array([case.scale[k], 1.0]), jnp.asarray(case.closed[k]), 1e-5
+        ways = step * np.eye(2)
+        differences = [float(value(at + way, closed) - value(at - way, closed)) / (2 * step) for way in ways]
+        np.testing.assert_allclose(slope(jnp.asarray(at), closed), differences, rtol=1e-5)
+
+
+def test_slopes_that_sweeps_do_not_find_are_not_numbers():
+    """`x = A x - right` by repetition: with A = 0.5 it settles at -2 right, with A = -1.5 it swings away."""
+    right = jnp.array([1.0, -3.0])
+    np.testing.assert_allclose(_linear(lambda x: 0.5 * x - x, right, 1e-11), -2 * right, rtol=1e-9)
+    assert jnp.isnan(_linear(lambda x: -1.5 * x - x, right, 1e-11)).all()
+    assert not _linear(lambda x: -1.5 * x - x, 0 * right, 1e-11).any()

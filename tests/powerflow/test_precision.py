@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
+from programs_for_tests import exact, products
 
 import gridjax
 from gridjax import feeders
@@ -18,21 +19,6 @@ from gridjax.control.settings import Rule
 def tiers():
     """A grid that is solved as accelerators solve it."""
     return dataclasses.replace(gridjax.compile(feeders.ieee13(), dtype=jnp.float32), tree=None)
-
-
-def products(jaxpr):
-    """All products of a program, those of its loops and branches included."""
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            yield eqn
-        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda a: hasattr(a, "eqns")):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield from products(inner)
-
-
-def exact(found):
-    return {str(e.params["precision"]) for e in found} == {"(Precision.HIGHEST, Precision.HIGHEST)"}
 
 
 def solved(grid, point, **how):

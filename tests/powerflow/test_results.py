@@ -27,6 +27,7 @@ from gridjax.feeder import (
     Transformer,
     Winding,
 )
+from gridjax.powerflow.results import unit_powers
 
 # Compiling takes longer than running here.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -244,6 +245,18 @@ def test_devices_by_hand(hand):
     by_hand = [300 + 100j, (60 + 20j) * across, 30 * low.sum() + 10j * (low**2).sum(), (20 + 5j) * end**2]
     np.testing.assert_allclose(loads, by_hand, rtol=1e-12)
     np.testing.assert_allclose(machines, [15 + 3j], rtol=1e-12)
+
+
+def test_units_by_hand(hand):
+    """The phases of devices, which make what `test_devices_by_hand` says."""
+    grid, point, flow, found = hand
+    loads, machines = found["device_powers"]
+    zone, slot = np.nonzero(np.asarray(grid.units.share) != 0)
+    drawn = np.asarray(unit_powers(grid, point, flow, zone, slot))
+    device = np.asarray(grid.units.device)[zone, slot]
+    total = [drawn[device == k].sum() for k in range(grid.shape.devices)]
+    np.testing.assert_allclose(total, np.concatenate([loads, -machines]), rtol=1e-12)
+    assert len(drawn) > len(total)
     line = np.asarray(found["powers"]["lines"][0, 0]).sum()
     assert found["source_power"][0] == pytest.approx(line, rel=1e-9)
 

@@ -1,5 +1,6 @@
 """Offline reinforcement learning agents for gridjax environments.
 
-This package will hold the networks, the losses and the training loops of the agents, one file an
-algorithm. Nothing is here yet: it defines no names.
+Networks, losses and training in Flax, one file an algorithm. An agent is a config and two pure functions
+(`algorithms.learning.Agent`); `algorithms.training.train` runs any of them over a data set of
+`gridjax.env.datasets`, many updates in one compiled scan and many seeds side by side.
 """

@@ -1,0 +1,106 @@
+"""What all agents share: parameters with their optimiser, target networks, rates, and the shape of an agent.
+
+An agent is a module with a config and two pure functions; `Agent` only holds them together:
+
+    state = init(key, config, space)
+    state, metrics = update(key, state, batch, config, space)
+
+A config is a pytree whose floating fields are leaves, so that a `vmap` can run over them; its other fields are static.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from algorithms.batches import Batch
+from algorithms.networks import Design
+from algorithms.spaces import Space
+
+Metrics = dict[str, jax.Array]
+
+
+class Agent(NamedTuple):
+    """An algorithm.
+
+    Attributes:
+      name: as the command line has it.
+      config: a class; without arguments the published defaults. It has `design(space)`.
+      init: `(key, config, space) -> state`; every state has `actor`, a `Learner` of `Design.actor`, and `step`.
+      update: `(key, state, batch, config, space) -> (state, metrics)`, one step of the optimisers.
+      refresh: `(state, data, config, space) -> data`, run over the whole data set between chunks of updates; or None.
+      source: what is to be cited.
+    """
+
+    name: str
+    config: Callable[..., Any]
+    init: Callable[[jax.Array, Any, Space], Any]
+    update: Callable[[jax.Array, Any, Batch, Any, Space], tuple[Any, Metrics]]
+    refresh: Callable[[Any, Batch, Any, Space], Batch] | None = None
+    source: str = ""
+
+
+@flax.struct.dataclass
+class Learner:
+    """Parameters and the moments of Adam (D. P. Kingma and J. Ba, 2015)."""
+
+    params: Any
+    moments: Any
+
+
+def learner(params: Any) -> Learner:
+    """Parameters that have not learned anything yet."""
+    return Learner(params, _adam(0.0).init(params))
+
+
+def descend(of: Learner, gradient: Any, rate: jax.Array | float) -> Learner:
+    """One step of Adam."""
+    change, moments = _adam(rate).update(gradient, of.moments)
+    return Learner(optax.apply_updates(of.params, change), moments)
+
+
+def minimise(of: Learner, rate: jax.Array | float, loss: Callable[..., Any], *args: Any) -> tuple[Learner, Metrics]:
+    """One step of Adam on `loss(params, *args) -> (loss, metrics)`; returns the metrics."""
+    gradient, metrics = jax.grad(loss, has_aux=True)(of.params, *args)
+    return descend(of, gradient, rate), metrics
+
+
+def track(target: Any, params: Any, tau: jax.Array | float) -> Any:
+    """Target parameters, moved towards the others by Polyak averaging."""
+    return jax.tree.map(lambda t, p: t + tau * (p - t), target, params)
+
+
+def cosine(rate: jax.Array | float, step: jax.Array, steps: jax.Array | float) -> jax.Array:
+    """A rate that falls to zero along half a cosine (I. Loshchilov and F. Hutter, 2017)."""
+    return rate * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(step / steps, 1.0)))
+
+
+def blanks(space: Space) -> tuple[jax.Array, jax.Array]:
+    """An observation and an action's features of zeros, to begin networks with."""
+    return jnp.zeros((1, space.observation_size)), jnp.zeros((1, space.feature_size))
+
+
+def same_shape(*arrays: jax.Array) -> None:
+    """Refuses arrays of different shapes, so that no (n,) meets an (n, 1)."""
+    shapes = {a.shape for a in arrays}
+    if len(shapes) > 1:
+        raise ValueError(f"arrays of shapes {sorted(shapes)} must not be combined")
+
+
+def begin(key: jax.Array, design: Design, *names: str) -> list[Any]:
+    """Parameters of an agent's networks, "actor", "critic" or "value", in the order asked for."""
+    observation, features = blanks(design.space)
+    out = []
+    for k, name in zip(jax.random.split(key, len(names)), names, strict=True):
+        inputs = (observation, features) if name == "critic" else (observation,)
+        out.append(jax.tree.map(lambda a: a.astype(jnp.float32), getattr(design, name).init(k, *inputs)))
+    return out
+
+
+def _adam(rate: jax.Array | float) -> optax.GradientTransformation:
+    return optax.adam(rate)

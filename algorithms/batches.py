@@ -2,8 +2,8 @@
 
     mask = 1 - terminated,    target = r + discount * mask * V(next observation)
 
-A step that the time limit ended is not masked: its next observation is the episode's own last one, from which the return
-would have gone on. All floating numbers are single precision.
+A step that the time limit ended is not masked: its next observation is the episode's own last one, from which the
+return would have gone on. All floating numbers are single precision.
 """
 
 from __future__ import annotations

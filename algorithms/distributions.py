@@ -1,7 +1,7 @@
 """What an actor puts out: a distribution over actions whose entries are positions or numbers, all independent.
 
-Numbers are normal around tanh(m) with width s ("clipped", as IQL has it: the mean is squashed, the action only clipped),
-or the tanh of a normal number ("squashed", as in SAC, T. Haarnoja et al., 2018, eq. 21):
+Numbers are normal around tanh(m) with width s ("clipped", as IQL has it: the mean is squashed, the action only
+clipped), or the tanh of a normal number ("squashed", as in SAC, T. Haarnoja et al., 2018, eq. 21):
 
     clipped:   log p(a) = log N(a; tanh(m), s)
     squashed:  a = tanh(u),  log p(a) = log N(u; m, s) - log(1 - a^2)

@@ -1,5 +1,6 @@
-"""Implicit Q-learning (I. Kostrikov, A. Nair and S. Levine, "Offline reinforcement learning with implicit Q-learning",
-ICLR 2022).
+"""Implicit Q-learning.
+
+I. Kostrikov, A. Nair and S. Levine, "Offline reinforcement learning with implicit Q-learning", ICLR 2022.
 
 With u = min_i Q_i'(s, a) - V(s), Q' the target critics and m = 1 - terminated:
 
@@ -7,8 +8,8 @@ With u = min_i Q_i'(s, a) - V(s), Q' the target critics and m = 1 - terminated:
     L_Q  = E sum_i (Q_i(s, a) - r - discount m V(s'))^2                           (eq. 6)
     L_pi = - E min(exp(beta u), 100) log pi(a | s)                                (eq. 7)
 
-No action but those of the data is ever asked about. In one update V goes first, and the others use the new one. The actor
-may also be extracted by the critics' slope (S. Park et al., "Is value learning really the main bottleneck in offline
+No action but those of the data is ever asked about. In one update V goes first, and the others use the new one. The
+actor may also be extracted by the critics' slope (S. Park et al., "Is value learning really the main bottleneck in offline
 RL?", NeurIPS 2024, "DDPG+BC"), which leaves the data's actions as far as `alpha` lets it:
 
     L_pi = - E Q(s, pi(s)) / mean |Q| - alpha E log pi(a | s)

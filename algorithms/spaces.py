@@ -2,8 +2,8 @@
 
 Observations are scaled by fixed numbers, not by statistics of the data: x' = (x - offset) / scale. Voltages in per unit
 have offset 1 and scale 0.05, so that the limits of ANSI C84.1 are -1 and 1; a statistic of the data would have to be
-shared among owners of data, and privately. An action's entry is a position 0 to n - 1 or a number from -1 to 1. Networks
-see it as a number from -1 to 1, or positions as one-hot vectors.
+shared among owners of data, and privately. An action's entry is a position 0 to n - 1 or a number from -1 to 1.
+Networks see it as a number from -1 to 1, or positions as one-hot vectors.
 
 An *anchor* says where a device stands now: gain * observation + shift, a number from -1 to 1. Policies with anchors put
 out changes, and critics see the change and its size beside the action, as devices that move wear.

@@ -9,8 +9,8 @@ With u = min_i Q_i'(s, a) - V(s), Q' the target critics and m = 1 - terminated:
     L_pi = - E min(exp(beta u), 100) log pi(a | s)                                (eq. 7)
 
 No action but those of the data is ever asked about. In one update V goes first, and the others use the new one. The
-actor may also be extracted by the critics' slope (S. Park et al., "Is value learning really the main bottleneck in offline
-RL?", NeurIPS 2024, "DDPG+BC"), which leaves the data's actions as far as `alpha` lets it:
+actor may also be extracted by the critics' slope (S. Park et al., "Is value learning really the main bottleneck in
+offline RL?", NeurIPS 2024, "DDPG+BC"), which leaves the data's actions as far as `alpha` lets it:
 
     L_pi = - E Q(s, pi(s)) / mean |Q| - alpha E log pi(a | s)
 """
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from algorithms.batches import Batch
-from algorithms.learning import Agent, Learner, Metrics, begin, cosine, learner, minimise, same_shape, track
+from algorithms.learning import Agent, Learner, Metrics, cosine, learner, minimise, same_shape, track
 from algorithms.networks import Design
 from algorithms.spaces import Space
 
@@ -87,7 +87,7 @@ def weights(advantage: jax.Array, temperature: jax.Array | float) -> jax.Array:
 
 def value_loss(params, q: jax.Array, batch: Batch, config: Config, design: Design) -> tuple[jax.Array, Metrics]:
     """L_V for the target critics' smaller value q, (rows,)."""
-    v = design.value.apply(params, batch.observation)
+    v = design.v(params, batch.observation)
     same_shape(v, q)
     loss = jnp.mean(expectile_loss(q - v, config.expectile))
     return loss, {"value_loss": loss, "v": jnp.mean(v)}
@@ -95,7 +95,7 @@ def value_loss(params, q: jax.Array, batch: Batch, config: Config, design: Desig
 
 def critic_loss(params, after: jax.Array, batch: Batch, config: Config, design: Design) -> tuple[jax.Array, Metrics]:
     """L_Q for the next observations' values, (rows,)."""
-    q = design.critic.apply(params, batch.observation, design.space.features(batch.action))
+    q = design.q(params, batch.observation, design.space.features(batch.action))
     goal = batch.reward + config.discount * batch.mask * after
     same_shape(q[0], goal)
     loss = jnp.mean(jnp.sum((q - goal[None]) ** 2, axis=0))
@@ -104,7 +104,7 @@ def critic_loss(params, after: jax.Array, batch: Batch, config: Config, design: 
 
 def actor_loss(params, weight: jax.Array, batch: Batch, design: Design) -> tuple[jax.Array, Metrics]:
     """L_pi for weights (rows,)."""
-    log_prob = design.actor.apply(params, batch.observation).log_prob(batch.action)
+    log_prob = design.act(params, batch.observation).log_prob(batch.action)
     same_shape(log_prob, weight)
     loss = -jnp.mean(weight * log_prob)
     return loss, {"actor_loss": loss, "log_prob": jnp.mean(log_prob), "weight": jnp.mean(weight)}
@@ -112,8 +112,8 @@ def actor_loss(params, weight: jax.Array, batch: Batch, design: Design) -> tuple
 
 def slope_loss(params, critic, batch: Batch, config: Config, design: Design) -> tuple[jax.Array, Metrics]:
     """L_pi of the slope's extraction."""
-    chosen = design.actor.apply(params, batch.observation)
-    q = jnp.min(design.critic.apply(critic, batch.observation, chosen.soft_mode()), axis=0)
+    chosen = design.act(params, batch.observation)
+    q = jnp.min(design.q(critic, batch.observation, chosen.soft_mode()), axis=0)
     log_prob = chosen.log_prob(batch.action)
     same_shape(q, log_prob)
     size = jax.lax.stop_gradient(jnp.mean(jnp.abs(q)))
@@ -123,7 +123,7 @@ def slope_loss(params, critic, batch: Batch, config: Config, design: Design) -> 
 
 def init(key: jax.Array, config: Config, space: Space) -> State:
     """New networks."""
-    actor, critic, value = begin(key, config.design(space), "actor", "critic", "value")
+    actor, critic, value = config.design(space).begin(key, "actor", "critic", "value")
     return State(jnp.zeros((), jnp.int32), learner(actor), learner(critic), learner(value), critic)
 
 
@@ -132,9 +132,9 @@ def update(key: jax.Array, state: State, batch: Batch, config: Config, space: Sp
     del key
     design = config.design(space)
     features = space.features(batch.action)
-    q = jnp.min(design.critic.apply(state.target, batch.observation, features), axis=0)
+    q = jnp.min(design.q(state.target, batch.observation, features), axis=0)
     value, of_value = minimise(state.value, config.rate, value_loss, q, batch, config, design)
-    v, after = design.value.apply(value.params, jnp.stack([batch.observation, batch.next_observation]))
+    v, after = design.v(value.params, jnp.stack([batch.observation, batch.next_observation]))
     rate = cosine(config.actor_rate, state.step, config.steps)
     critic, of_critic = minimise(state.critic, config.rate, critic_loss, after, batch, config, design)
     if config.extraction == "slope":

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import optax
 
 from algorithms.batches import Batch
-from algorithms.networks import Design
 from algorithms.spaces import Space
 
 Metrics = dict[str, jax.Array]
@@ -31,7 +30,7 @@ class Agent(NamedTuple):
     Attributes:
       name: as the command line has it.
       config: a class; without arguments the published defaults. It has `design(space)`.
-      init: `(key, config, space) -> state`; every state has `actor`, a `Learner` of `Design.actor`, and `step`.
+      init: `(key, config, space) -> state`; every state has `actor`, a `Learner` of `Design.act`, and `step`.
       update: `(key, state, batch, config, space) -> (state, metrics)`, one step of the optimisers.
       refresh: `(state, data, config, space) -> data`, run over the whole data set between chunks of updates; or None.
       source: what is to be cited.
@@ -80,26 +79,11 @@ def cosine(rate: jax.Array | float, step: jax.Array, steps: jax.Array | float) -
     return rate * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(step / steps, 1.0)))
 
 
-def blanks(space: Space) -> tuple[jax.Array, jax.Array]:
-    """An observation and an action's features of zeros, to begin networks with."""
-    return jnp.zeros((1, space.observation_size)), jnp.zeros((1, space.feature_size))
-
-
 def same_shape(*arrays: jax.Array) -> None:
     """Refuses arrays of different shapes, so that no (n,) meets an (n, 1)."""
     shapes = {a.shape for a in arrays}
     if len(shapes) > 1:
         raise ValueError(f"arrays of shapes {sorted(shapes)} must not be combined")
-
-
-def begin(key: jax.Array, design: Design, *names: str) -> list[Any]:
-    """Parameters of an agent's networks, "actor", "critic" or "value", in the order asked for."""
-    observation, features = blanks(design.space)
-    out = []
-    for k, name in zip(jax.random.split(key, len(names)), names, strict=True):
-        inputs = (observation, features) if name == "critic" else (observation,)
-        out.append(jax.tree.map(lambda a: a.astype(jnp.float32), getattr(design, name).init(k, *inputs)))
-    return out
 
 
 def _adam(rate: jax.Array | float) -> optax.GradientTransformation:

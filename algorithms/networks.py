@@ -8,7 +8,7 @@ actor begins in the middle of the range, or, with anchors, at rest.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -46,20 +46,32 @@ class Design:
     free_std: bool = False
     critics: int = 2
 
-    @property
-    def actor(self) -> Actor:
-        """`apply(params, observation)` is a `Distribution`."""
-        return Actor(self)
+    def act(self, params: Parameters, observation: jax.Array) -> Distribution:
+        """The actor's distribution at observations (..., observation_size)."""
+        return cast(Distribution, Actor(self).apply(params, observation))
 
-    @property
-    def critic(self) -> Critics:
-        """`apply(params, observation, features)` is (critics, ...)."""
-        return Critics(self)
+    def q(self, params: Parameters, observation: jax.Array, features: jax.Array) -> jax.Array:
+        """The critics' values (critics, ...) of observations and actions' features (..., feature_size)."""
+        return cast(jax.Array, Critics(self).apply(params, observation, features))
 
-    @property
-    def value(self) -> Value:
-        """`apply(params, observation)` is (...)."""
-        return Value(self)
+    def v(self, params: Parameters, observation: jax.Array) -> jax.Array:
+        """The value (...) of observations."""
+        return cast(jax.Array, Value(self).apply(params, observation))
+
+    def begin(self, key: jax.Array, *names: str) -> list[Parameters]:
+        """New parameters of networks, each "actor", "critic" or "value", in the order asked for."""
+        observation = jnp.zeros((1, self.space.observation_size), jnp.float32)
+        features = jnp.zeros((1, self.space.feature_size), jnp.float32)
+        kinds: dict[str, tuple[nn.Module, tuple[jax.Array, ...]]] = {
+            "actor": (Actor(self), (observation,)),
+            "critic": (Critics(self), (observation, features)),
+            "value": (Value(self), (observation,)),
+        }
+        out = []
+        for k, name in zip(jax.random.split(key, len(names)), names, strict=True):
+            module, inputs = kinds[name]
+            out.append(jax.tree.map(lambda a: a.astype(jnp.float32), module.init(k, *inputs)))
+        return out
 
 
 def dense(width: int, scale: float = np.sqrt(2.0)) -> nn.Dense:

@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-sb3 test-browser validation feeders clean browser
+.PHONY: help demo test lint bench bench-sb3 bench-d3rlpy test-browser validation feeders clean browser
 
 help:  ## Show the targets
 	@echo "Targets (PYTHON=$(PYTHON), VENV=$(VENV)):"
@@ -36,6 +36,9 @@ bench: $(VENV)/.stamp-bench  ## Measure the solver beside its peers
 
 bench-sb3: $(VENV)-sb3/.stamp  ## Train stable-baselines3's PPO on the environments, in an environment of its own
 	$(VENV)-sb3/bin/python -m benchmarks.sb3
+
+bench-d3rlpy: $(VENV)/.stamp-gymnasium $(VENV)-d3rlpy/.stamp  ## Train beside d3rlpy, which has an environment of its own
+	$(BIN)/python -m benchmarks.offline_rl --peer $(VENV)-d3rlpy/bin/python
 
 validation: $(VENV)/.stamp-opendss  ## Compare with OpenDSS; writes docs/validation.md
 	$(BIN)/python -m benchmarks.validation
@@ -71,6 +74,14 @@ $(VENV)-sb3/.stamp: pyproject.toml constraints.txt
 		$(VENV)-sb3/bin/python -m pip install --quiet "torch==2.13.0"
 	$(VENV)-sb3/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[gymnasium]" \
 		"stable-baselines3==2.9.2"
+	@touch $@
+
+$(VENV)-d3rlpy/.stamp:
+	@test -x $(VENV)-d3rlpy/bin/python || "$(PYTHON)" -m venv $(VENV)-d3rlpy
+	@echo "Installing d3rlpy and torch into $(VENV)-d3rlpy"
+	$(VENV)-d3rlpy/bin/python -m pip install --quiet "torch==2.13.0+cpu" || \
+		$(VENV)-d3rlpy/bin/python -m pip install --quiet "torch==2.13.0"
+	$(VENV)-d3rlpy/bin/python -m pip install --quiet "d3rlpy==2.8.1" "gymnasium==1.0.0"
 	@touch $@
 
 $(BIN)/python:

@@ -20,6 +20,10 @@ from algorithms.spaces import Space
 Seen = Callable[[int, Any, Metrics], None]
 
 
+class Diverged(ValueError):
+    """A loss is not finite."""
+
+
 def seed_keys(key: jax.Array, seeds: int) -> jax.Array:
     """A key for each seed, (seeds,); the first ones do not depend on how many there are."""
     return jax.vmap(lambda s: jax.random.fold_in(key, s))(jnp.arange(seeds))
@@ -97,7 +101,7 @@ def train(
       The states, leading axis (seeds,).
 
     Raises:
-      ValueError: numbers that make no sense, or a loss that is not finite.
+      ValueError: numbers that make no sense; `Diverged`, a loss that is not finite.
 
     Guarantees:
       The same arguments give the same bits on the same machine and versions, in one go or taken up after any chunk.
@@ -115,7 +119,7 @@ def train(
         done += now
         bad = [name for name, value in metrics.items() if not bool(jnp.all(jnp.isfinite(value)))]
         if bad:
-            raise ValueError(
+            raise Diverged(
                 f"{agent.name}: {', '.join(bad)} is not finite after {done} updates: lower the rates, or scale rewards"
             )
         if seen is not None:

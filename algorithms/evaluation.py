@@ -43,9 +43,10 @@ def evaluate(
     states: Any,
     keys: jax.Array,
     *,
+    drawn: bool = False,
     at_once: int | None = None,
 ) -> Figures:
-    """Plays all seeds of an agent on the same episodes; each acts by its distribution's mode.
+    """Plays all seeds of an agent on the same episodes.
 
     Args:
       env: the environment.
@@ -55,6 +56,7 @@ def evaluate(
       space: of the environment.
       states: of the agents, leading axis (seeds,), as `algorithms.training.train` returns them.
       keys: (episodes,) as from `held_out` or `day_keys`.
+      drawn: whether actions are drawn from the agent's distribution; else they are its modes.
       at_once: episodes that run side by side; None is all, or as many as there is `room`.
 
     Returns:
@@ -73,7 +75,7 @@ def evaluate(
     if space.counts != tuple(env.action_counts) or space.observation_size != env.observation_size:
         raise ValueError(f"{agent.name}: the agent's space is not that of this environment, take the one it learned on")
     design, seeds = config.design(space), states.step.shape[0]
-    return _in_parts(env, _Actors(design, seeds), keys, params, states.actor.params, at_once)
+    return _in_parts(env, _Actors(design, seeds, drawn), keys, params, states.actor.params, at_once)
 
 
 def evaluate_policy(
@@ -179,18 +181,24 @@ def step_keys(key: jax.Array, t: jax.Array) -> jax.Array:
 
 @dataclass(frozen=True)
 class _Actors:
-    """Agents' modes for a batch that lies seed by seed; their parameters (seeds, ...) are the memory.
+    """Agents for a batch that lies seed by seed; their parameters (seeds, ...) are the memory.
 
     Each seed's parameters meet all its episodes in one product of matrices.
     """
 
     design: Any
     seeds: int
+    drawn: bool
 
     def __call__(self, keys, obs, state, params):
-        del keys, state
+        del state
+
+        def act(params, obs, keys):
+            chosen = self.design.act(params, obs)
+            return jax.vmap(lambda d, key: d.sample(key)[0])(chosen, keys) if self.drawn else chosen.mode()
+
         seen = obs.astype(jnp.float32).reshape(self.seeds, -1, obs.shape[-1])
-        action = jax.vmap(lambda p, o: self.design.act(p, o).mode())(params, seen)
+        action = jax.vmap(act)(params, seen, keys.reshape(self.seeds, -1))
         return action.reshape(obs.shape[0], -1), params
 
 

@@ -1,0 +1,139 @@
+"""Statistics of returns: interquartile means, bootstrap and Student intervals, differences on the same days.
+
+The interquartile mean (R. Agarwal et al., "Deep reinforcement learning at the edge of the statistical precipice",
+NeurIPS 2021) is the mean of the middle half of all values of all seeds. Their percentile intervals resample runs with
+replacement within each task, the stratum: runs on two tasks are trained apart. Here one agent plays all days of its
+environment, and a seed that is lucky is so on every day; so seeds are resampled as whole rows and days as whole columns
+of (seeds, days) (A. B. Owen, "The pigeonhole bootstrap", 2007), and the strata are environments:
+
+    seeds* ~ seeds,  days* ~ days,  x* = statistic(values[seeds*, days*]),  interval: the percentiles of x*
+
+Student's interval over n independent values is
+
+    mean +- t_{(1 + level) / 2, n-1} s / sqrt(n),    s^2 = sum (x - mean)^2 / (n - 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+Statistic = Callable[[np.ndarray], float]
+
+
+class Interval(NamedTuple):
+    """A statistic of all values, and the ends of its interval; NaN where there is none."""
+
+    value: float
+    low: float
+    high: float
+
+
+def iqm(values: np.ndarray) -> float:
+    """Interquartile mean of all entries: a quarter of them, rounded down, is left out at either end."""
+    flat = np.sort(np.asarray(values, float), axis=None)
+    cut = flat.size // 4
+    return float(flat[cut : flat.size - cut].mean())
+
+
+def mean(values: np.ndarray) -> float:
+    """Mean of all entries."""
+    return float(np.mean(values))
+
+
+def bootstrap(
+    values: np.ndarray | Sequence[np.ndarray],
+    statistic: Statistic = iqm,
+    *,
+    seed: int,
+    draws: int = 2000,
+    level: float = 0.95,
+) -> Interval:
+    """A statistic with its percentile interval.
+
+    Args:
+      values: (seeds, days); or several such arrays, the strata, which are resampled each for itself and whose values
+        the statistic then sees together: scale them to the same units before.
+      statistic: of an array of any shape.
+      seed: of the resampling.
+      draws: how often.
+      level: of the interval.
+
+    Returns:
+      NaN for both ends where nothing can be resampled, as there is one seed and one day.
+
+    Raises:
+      ValueError: arrays of other shapes, values that are not finite, or numbers that make no sense.
+
+    Guarantees:
+      The same arguments give the same interval.
+    """
+    strata = [np.asarray(v, float) for v in ([values] if isinstance(values, np.ndarray) else values)]
+    if not strata or any(v.ndim != 2 or not v.size or not np.isfinite(v).all() for v in strata):
+        raise ValueError("takes finite values (seeds, days), at least one; leave out what did not finish, and say so")
+    if draws < 1 or not 0 < level < 1:
+        raise ValueError(f"{draws} draws at level {level}: take at least one, and a level between 0 and 1")
+    value = statistic(np.concatenate([v.ravel() for v in strata]))
+    if all(v.size == 1 for v in strata):
+        return Interval(value, np.nan, np.nan)
+
+    def drawn(rng):
+        return np.concatenate([v[np.ix_(*(rng.integers(n, size=n) for n in v.shape))].ravel() for v in strata])
+
+    return Interval(value, *_percentiles(lambda rng: statistic(drawn(rng)), seed, draws, level))
+
+
+def student(values: np.ndarray, level: float = 0.95) -> Interval:
+    """The mean of independent values (n,), with Student's interval; NaN for its ends where there are fewer than two.
+
+    Of (seeds, days) give the seeds' means: days that one agent played say nothing of another training.
+    """
+    flat = np.asarray(values, float)
+    if flat.ndim != 1 or not flat.size:
+        raise ValueError(f"values of shape {flat.shape}: give independent ones, (n,)")
+    n, middle = flat.size, float(flat.mean())
+    if n < 2:
+        return Interval(middle, np.nan, np.nan)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * flat.std(ddof=1) / np.sqrt(n))
+    return Interval(middle, middle - half, middle + half)
+
+
+def paired(
+    values: np.ndarray, other: np.ndarray, statistic: Statistic = mean, *, seed: int, draws: int = 2000
+) -> Interval:
+    """By how much values (seeds, days) exceed others (seeds or 1, days) on the same days, with the interval.
+
+    Seeds of both are resampled, each for themselves, and days, which are the same of both.
+
+    Raises:
+      ValueError: other days, or values that are not finite.
+    """
+    values, other = np.asarray(values, float), np.asarray(other, float)
+    if values.ndim != 2 or other.ndim != 2 or values.shape[1] != other.shape[1] or not values.size * other.size:
+        raise ValueError(f"{values.shape} and {other.shape} are not seeds and the same days")
+    if not (np.isfinite(values).all() and np.isfinite(other).all()):
+        raise ValueError("takes finite values; leave out the days that did not finish, and say so")
+
+    def gain(ours, theirs):
+        return statistic(ours - theirs.mean(axis=0, keepdims=True))
+
+    def drawn(rng):
+        days = rng.integers(values.shape[1], size=values.shape[1])
+        rows = (rng.integers(len(a), size=len(a)) for a in (values, other))
+        return gain(*(a[np.ix_(row, days)] for a, row in zip((values, other), rows, strict=True)))
+
+    value = gain(values, other)
+    if values.size == other.size == 1:
+        return Interval(value, np.nan, np.nan)
+    return Interval(value, *_percentiles(drawn, seed, draws, 0.95))
+
+
+def _percentiles(
+    drawn: Callable[[np.random.Generator], float], seed: int, draws: int, level: float
+) -> tuple[float, float]:
+    rng = np.random.default_rng(seed)
+    low, high = np.quantile([drawn(rng) for _ in range(draws)], [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -19,6 +19,8 @@ from jax.scipy.stats import norm
 
 from algorithms.spaces import LIMIT, Space
 
+LOG_2 = float(np.log(2.0))  # a NumPy scalar would make everything double precision
+
 
 @flax.struct.dataclass
 class Distribution:
@@ -41,13 +43,14 @@ class Distribution:
     def mode(self) -> jax.Array:
         """The action that is taken when acting for good, (..., action_size)."""
         number = jnp.tanh(self.mean) if self.squashed else jnp.clip(self.mean, -1.0, 1.0)
-        return self._either(jnp.argmax(self.logits, axis=-1), number)
+        return self._either(jnp.argmax(self.logits, axis=-1) if self.space.discrete.any() else number, number)
 
     def sample(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """An action, (..., action_size), and the logarithm of its probability (density), (...)."""
         whole, number = jax.random.split(key)
         u = self.mean + jnp.exp(self.log_std) * jax.random.normal(number, self.mean.shape, self.mean.dtype)
         a = jnp.tanh(u) if self.squashed else jnp.clip(u, -LIMIT, LIMIT)
+        u = u if self.squashed else a
         place = jax.random.categorical(whole, self.logits) if self.space.discrete.any() else a
         action = self._either(place, a)
         return action, self._sum(action, u)
@@ -60,10 +63,16 @@ class Distribution:
     def soft(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """A sample's features (..., feature_size) and log probability (...), both with derivatives.
 
-        Numbers by the reparametrisation trick; positions by the straight-through Gumbel softmax (E. Jang et al., 2017):
-        the sample's own features, with the derivative of the softmax's mean features.
+        Numbers by the reparametrisation trick. Positions straight through (Y. Bengio et al., 2013): the sample's own
+        features, with the derivative of the mean features; and its own log probability, with the derivative of the mean
+        one, the negative entropy, as that of log p at a fixed position has the mean zero.
         """
         action, log_prob = self.sample(key)
+        if self.space.discrete.any():
+            logs = self._logs()
+            mean = jnp.sum(jnp.exp(logs) * logs, axis=(-2, -1))
+            change = mean - self._of_positions(action)
+            log_prob = log_prob + change - jax.lax.stop_gradient(change)
         return self._through(action), log_prob
 
     def soft_mode(self) -> jax.Array:
@@ -99,12 +108,19 @@ class Distribution:
         if not discrete.all():
             of = norm.logpdf(u, self.mean, jnp.exp(self.log_std))
             if self.squashed:
-                of = of - 2.0 * (np.log(2.0) - u - jax.nn.softplus(-2.0 * u))
+                of = of - 2.0 * (LOG_2 - u - jax.nn.softplus(-2.0 * u))
             keep = jnp.asarray(~discrete).reshape((1,) * (of.ndim - 1) + (-1,))
             total = total + jnp.sum(jnp.where(keep, of, 0.0), axis=-1)
         if discrete.any():
-            chosen = np.flatnonzero(discrete)
-            logs = jax.nn.log_softmax(self.logits[..., chosen, :], axis=-1)
-            place = jnp.round(action[..., chosen]).astype(jnp.int32)
-            total = total + jnp.sum(jnp.take_along_axis(logs, place[..., None], axis=-1)[..., 0], axis=-1)
+            total = total + self._of_positions(action)
         return total
+
+    def _logs(self) -> jax.Array:
+        """Logarithms of the positions' probabilities, (..., entries with positions, most positions)."""
+        return jax.nn.log_softmax(self.logits[..., np.flatnonzero(self.space.discrete), :], axis=-1)
+
+    def _of_positions(self, action: jax.Array) -> jax.Array:
+        """Logarithm of the probability of an action's positions, (...)."""
+        logs = self._logs()
+        place = jnp.round(action[..., np.flatnonzero(self.space.discrete)]).astype(jnp.int32)
+        return jnp.sum(jnp.take_along_axis(logs, place[..., None], axis=-1)[..., 0], axis=-1)

@@ -22,7 +22,18 @@ import jax
 import jax.numpy as jnp
 
 from algorithms.batches import Batch
-from algorithms.learning import Agent, Learner, Metrics, cosine, learner, minimise, same_shape, track
+from algorithms.learning import (
+    Agent,
+    Learner,
+    Metrics,
+    cosine,
+    imitation_loss,
+    learner,
+    minimise,
+    same_shape,
+    temporal_loss,
+    track,
+)
 from algorithms.networks import Design
 from algorithms.spaces import Space
 
@@ -93,23 +104,6 @@ def value_loss(params, q: jax.Array, batch: Batch, config: Config, design: Desig
     return loss, {"value_loss": loss, "v": jnp.mean(v)}
 
 
-def critic_loss(params, after: jax.Array, batch: Batch, config: Config, design: Design) -> tuple[jax.Array, Metrics]:
-    """L_Q for the next observations' values, (rows,)."""
-    q = design.q(params, batch.observation, design.space.features(batch.action))
-    goal = batch.reward + config.discount * batch.mask * after
-    same_shape(q[0], goal)
-    loss = jnp.mean(jnp.sum((q - goal[None]) ** 2, axis=0))
-    return loss, {"critic_loss": loss, "q": jnp.mean(q)}
-
-
-def actor_loss(params, weight: jax.Array, batch: Batch, design: Design) -> tuple[jax.Array, Metrics]:
-    """L_pi for weights (rows,)."""
-    log_prob = design.act(params, batch.observation).log_prob(batch.action)
-    same_shape(log_prob, weight)
-    loss = -jnp.mean(weight * log_prob)
-    return loss, {"actor_loss": loss, "log_prob": jnp.mean(log_prob), "weight": jnp.mean(weight)}
-
-
 def slope_loss(params, critic, batch: Batch, config: Config, design: Design) -> tuple[jax.Array, Metrics]:
     """L_pi of the slope's extraction."""
     chosen = design.act(params, batch.observation)
@@ -136,12 +130,12 @@ def update(key: jax.Array, state: State, batch: Batch, config: Config, space: Sp
     value, of_value = minimise(state.value, config.rate, value_loss, q, batch, config, design)
     v, after = design.v(value.params, jnp.stack([batch.observation, batch.next_observation]))
     rate = cosine(config.actor_rate, state.step, config.steps)
-    critic, of_critic = minimise(state.critic, config.rate, critic_loss, after, batch, config, design)
+    critic, of_critic = minimise(state.critic, config.rate, temporal_loss, after, batch, config.discount, design)
     if config.extraction == "slope":
         actor, of_actor = minimise(state.actor, rate, slope_loss, critic.params, batch, config, design)
     elif config.extraction == "weights":
         weight = weights(q - v, config.temperature)
-        actor, of_actor = minimise(state.actor, rate, actor_loss, weight, batch, design)
+        actor, of_actor = minimise(state.actor, rate, imitation_loss, weight, batch, design)
     else:
         raise ValueError(f'extraction {config.extraction!r} is unknown: take "weights" or "slope"')
     target = track(state.target, critic.params, config.polyak)

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from algorithms.batches import Batch
+from algorithms.networks import Design
 from algorithms.spaces import Space
 
 Metrics = dict[str, jax.Array]
@@ -67,6 +69,44 @@ def minimise(of: Learner, rate: jax.Array | float, loss: Callable[..., Any], *ar
     """One step of Adam on `loss(params, *args) -> (loss, metrics)`; returns the metrics."""
     gradient, metrics = jax.grad(loss, has_aux=True)(of.params, *args)
     return descend(of, gradient, rate), metrics
+
+
+def imitation_loss(params: Any, weight: jax.Array, batch: Batch, design: Design) -> tuple[jax.Array, Metrics]:
+    """- E w log pi(a | s) for weights w (rows,) of the data's actions."""
+    log_prob = design.act(params, batch.observation).log_prob(batch.action)
+    same_shape(log_prob, weight)
+    loss = -jnp.mean(weight * log_prob)
+    return loss, {"actor_loss": loss, "log_prob": jnp.mean(log_prob), "weight": jnp.mean(weight)}
+
+
+def temporal_loss(
+    params: Any, after: jax.Array, batch: Batch, discount: jax.Array | float, design: Design
+) -> tuple[jax.Array, Metrics]:
+    """E sum_i (Q_i(s, a) - r - discount m V(s'))^2 for the next observations' values V(s'), (rows,)."""
+    q = design.q(params, batch.observation, design.space.features(batch.action))
+    goal = batch.reward + discount * batch.mask * after
+    same_shape(q[0], goal)
+    loss = jnp.mean(jnp.sum((q - goal[None]) ** 2, axis=0))
+    return loss, {"critic_loss": loss, "q": jnp.mean(q)}
+
+
+def either(now: jax.Array, new: Any, old: Any) -> Any:
+    """`new` where `now`, else `old`: for what is updated less often, under any vmap."""
+    return jax.tree.map(lambda n, o: jnp.where(now, n, o), new, old)
+
+
+def numbers_only(name: str, space: Space) -> None:
+    """Refuses actions with positions.
+
+    Raises:
+      ValueError: the space has some.
+    """
+    if space.discrete.any():
+        entry = int(np.flatnonzero(space.discrete)[0])
+        raise ValueError(
+            f"{name} takes actions of numbers only, and entry {entry} has {space.counts[entry]} positions: make the "
+            'environment with actions="continuous", or take iql, cql, awr or bc'
+        )
 
 
 def track(target: Any, params: Any, tau: jax.Array | float) -> Any:

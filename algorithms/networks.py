@@ -1,8 +1,10 @@
 """Networks in Flax: actors, critics and values over a space.
 
 A body turns observations (and, in critics, an action's features) into what the heads read. "mlp" sees the whole feeder
-as one vector. Weights are orthogonal (A. M. Saxe et al., 2014), those of an actor's last layer small, so that a new
-actor begins in the middle of the range, or, with anchors, at rest.
+as one vector; "device" shares its weights among all devices (`algorithms.device_networks`), and "graph" among all
+buses too, which exchange messages along the branches (`algorithms.graph_networks`). Weights are orthogonal (A. M. Saxe
+et al., 2014), those of an actor's last layer small, so that a new actor begins in the middle of the range, or, with
+anchors, at rest.
 """
 
 from __future__ import annotations
@@ -15,11 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from algorithms.device_networks import DeviceBody, DeviceHead, own_actions, own_numbers
 from algorithms.distributions import Distribution
+from algorithms.graph_networks import GraphBody, GraphHead, graph
+from algorithms.layers import Head, Mlp, dense
 from algorithms.spaces import Space
+from gridjax.env.device_view import DeviceView
 
 SMALL = 1e-2  # of an actor's last layer
 LOG_STD = (-5.0, 2.0)
+BODIES = ("mlp", "device", "graph")
 NEVER = -1e9  # logit of a position that there is not; infinity would make derivatives NaN
 Parameters = Any
 
@@ -36,6 +43,11 @@ class Design:
       squashed: kind of the actor's numbers, see `algorithms.distributions`.
       free_std: whether the numbers' width depends on the observation; else it is one parameter for each entry.
       critics: how many.
+      body: "mlp", "device" or "graph"; all but the first need a space with a view, the last one with the feeder.
+      rounds: of messages, of the body "graph".
+
+    Raises:
+      ValueError: an unknown body, or a view that the space lacks.
     """
 
     space: Space
@@ -45,6 +57,23 @@ class Design:
     squashed: bool = False
     free_std: bool = False
     critics: int = 2
+    body: str = "mlp"
+    rounds: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be built."""
+        if self.body not in BODIES:
+            raise ValueError(f"body {self.body!r} is unknown: choose one of {', '.join(BODIES)}")
+        if self.body != "mlp" and self.space.view is None:
+            raise ValueError(f'body {self.body!r} needs devices: give space_of a view, or take "mlp"')
+        if self.body == "graph":
+            graph(self.view)
+
+    @property
+    def view(self) -> DeviceView:
+        """The space's, of bodies that need one."""
+        assert self.space.view is not None
+        return self.space.view
 
     def act(self, params: Parameters, observation: jax.Array) -> Distribution:
         """The actor's distribution at observations (..., observation_size)."""
@@ -74,28 +103,6 @@ class Design:
         return out
 
 
-def dense(width: int, scale: float = np.sqrt(2.0)) -> nn.Dense:
-    """A layer with orthogonal weights."""
-    return nn.Dense(width, kernel_init=nn.initializers.orthogonal(scale))
-
-
-class Mlp(nn.Module):
-    """Hidden layers with rectifiers."""
-
-    hidden: tuple[int, ...]
-    norm: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., last width) of (..., anything)."""
-        for width in self.hidden:
-            x = dense(width)(x)
-            if self.norm:
-                x = nn.LayerNorm()(x)
-            x = nn.relu(x)
-        return x
-
-
 class Actor(nn.Module):
     """The policy."""
 
@@ -106,14 +113,16 @@ class Actor(nn.Module):
         """The distribution over actions at observations (..., observation_size)."""
         design, space = self.design, self.design.space
         most, size = max(space.counts), space.action_size
-        h = Mlp(design.hidden, design.actor_norm)(space.scaled(observation))
+        h = _trunk(design, observation)
         numbers = not space.discrete.all()
-        mean = dense(size, SMALL)(h) if numbers else jnp.zeros((*h.shape[:-1], size), h.dtype)
+        mean = _entries(design, h, 1)[..., 0] if numbers else jnp.zeros((*observation.shape[:-1], size), h.dtype)
         if numbers and design.free_std:
-            log_std = jnp.clip(dense(size, SMALL)(h) - 1.0, *LOG_STD)
+            log_std = jnp.clip(_entries(design, h, 1)[..., 0] - 1.0, *LOG_STD)
         elif numbers:
-            free = self.param("log_std", nn.initializers.zeros, (size,), h.dtype)
-            log_std = jnp.broadcast_to(jnp.clip(free, *LOG_STD).reshape((1,) * (h.ndim - 1) + (size,)), mean.shape)
+            shape = (size,) if design.body == "mlp" else (design.view.kinds, design.view.numbers)
+            free = self.param("log_std", nn.initializers.zeros, shape, h.dtype)
+            free = jnp.clip(free if design.body == "mlp" else _by_kind(design.view, free), *LOG_STD)
+            log_std = jnp.broadcast_to(free.reshape((1,) * (mean.ndim - 1) + (size,)), mean.shape)
         else:
             log_std = jnp.zeros_like(mean)
         stands = space.standing(observation)
@@ -124,8 +133,7 @@ class Actor(nn.Module):
         logits = jnp.zeros((*mean.shape, 0), h.dtype)
         if most:
             # With anchors the layer speaks of moves, from the lowest to the highest: a shift by where a device stands.
-            width = 2 * most - 1 if space.anchor else most
-            raw = dense(size * width, SMALL)(h).reshape(*h.shape[:-1], size, width)
+            raw = _entries(design, h, 2 * most - 1 if space.anchor else most)
             logits = _positions(space, raw, stands)
         return Distribution(mean, log_std, logits, space, design.squashed)
 
@@ -139,13 +147,12 @@ class Critics(nn.Module):
     def __call__(self, observation: jax.Array, features: jax.Array) -> jax.Array:
         """(critics, ...)."""
         space = self.design.space
-        x = [space.scaled(observation), features]
+        x = [features]
         if space.anchor:
             moves = jnp.where(_row(np.array([a[0] >= 0 for a in space.anchor]), features), features, 0.0)
             moves = moves - space.standing(observation)
             x += [moves, jnp.abs(moves)]
-        x = jnp.concatenate(x, axis=-1)
-        return jnp.stack([Head(self.design.hidden, self.design.critic_norm)(x) for _ in range(self.design.critics)])
+        return jnp.stack([_number(self.design, observation, x) for _ in range(self.design.critics)])
 
 
 class Value(nn.Module):
@@ -156,19 +163,41 @@ class Value(nn.Module):
     @nn.compact
     def __call__(self, observation: jax.Array) -> jax.Array:
         """(...)."""
-        return Head(self.design.hidden, self.design.critic_norm)(self.design.space.scaled(observation))
+        return _number(self.design, observation, [])
 
 
-class Head(nn.Module):
-    """A number (...) of vectors (..., anything)."""
+def _trunk(design: Design, observation: jax.Array) -> jax.Array:
+    """What an actor's last layers read, (..., width), or of each device (..., devices, width)."""
+    if design.body == "device":
+        return DeviceBody(design.view, design.hidden, design.actor_norm)(observation)
+    if design.body == "graph":
+        return GraphBody(design.view, design.hidden, design.rounds, design.actor_norm)(observation)
+    return Mlp(design.hidden, design.actor_norm)(design.space.scaled(observation))
 
-    hidden: tuple[int, ...]
-    norm: bool
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Without a last axis, so that no (n,) meets an (n, 1)."""
-        return dense(1, 1.0)(Mlp(self.hidden, self.norm)(x))[..., 0]
+def _entries(design: Design, h: jax.Array, count: int) -> jax.Array:
+    """A last layer with so many numbers for each entry of an action, (..., action_size, count)."""
+    if design.body == "mlp":
+        size = design.space.action_size
+        return dense(size * count, SMALL)(h).reshape(*h.shape[:-1], size, count)
+    return own_numbers(design.view, dense(design.view.numbers * count, SMALL)(h), count)
+
+
+def _number(design: Design, observation: jax.Array, actions: list[jax.Array]) -> jax.Array:
+    """A number (...) of observations and, in critics, of what is known of the actions, each (..., feature_size)."""
+    if design.body == "mlp":
+        x = jnp.concatenate([design.space.scaled(observation), *actions], axis=-1)
+        return Head(design.hidden, design.critic_norm)(x)
+    own = [own_actions(design.view, design.space, a) for a in actions]
+    if design.body == "graph":
+        return GraphHead(design.view, design.hidden, design.rounds, design.critic_norm)(observation, own)
+    return DeviceHead(design.view, design.hidden, design.critic_norm)(observation, own)
+
+
+def _by_kind(view: DeviceView, free: jax.Array) -> jax.Array:
+    """(action_size,) of (kinds, numbers): parameters of an entry are those of its device's kind."""
+    kinds = jnp.asarray(np.eye(view.kinds)[list(view.kind)], free.dtype)
+    return own_numbers(view, kinds @ free, 1)[..., 0]
 
 
 def _positions(space: Space, raw: jax.Array, stands: jax.Array) -> jax.Array:

@@ -2,9 +2,9 @@
 
 A body turns observations (and, in critics, an action's features) into what the heads read. "mlp" sees the whole feeder
 as one vector; "device" shares its weights among all devices (`algorithms.device_networks`), and "graph" among all
-buses too, which exchange messages along the branches (`algorithms.graph_networks`). Weights are orthogonal (A. M. Saxe
-et al., 2014), those of an actor's last layer small, so that a new actor begins in the middle of the range, or, with
-anchors, at rest.
+buses too, which exchange messages along the branches (`algorithms.graph_networks`). Weights begin uniform
+(`algorithms.layers`), those of an actor's last layer small, so that a new actor begins in the middle of the range, or,
+with anchors, at rest.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def bootstrap(
     def drawn(rng):
         return np.concatenate([v[np.ix_(*(rng.integers(n, size=n) for n in v.shape))].ravel() for v in strata])
 
-    return Interval(value, *_percentiles(lambda rng: statistic(drawn(rng)), seed, draws, level))
+    return Interval(value, *percentiles(lambda rng: statistic(drawn(rng)), seed, draws, level))
 
 
 def student(values: np.ndarray, level: float = 0.95) -> Interval:
@@ -128,12 +128,13 @@ def paired(
     value = gain(values, other)
     if values.size == other.size == 1:
         return Interval(value, np.nan, np.nan)
-    return Interval(value, *_percentiles(drawn, seed, draws, 0.95))
+    return Interval(value, *percentiles(drawn, seed, draws))
 
 
-def _percentiles(
-    drawn: Callable[[np.random.Generator], float], seed: int, draws: int, level: float
+def percentiles(
+    drawn: Callable[[np.random.Generator], float], seed: int, draws: int, level: float = 0.95
 ) -> tuple[float, float]:
+    """The ends of the middle `level` of so many draws."""
     rng = np.random.default_rng(seed)
     low, high = np.quantile([drawn(rng) for _ in range(draws)], [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -56,6 +56,7 @@ class Config:
       hidden: widths of the networks' layers.
       norm: whether critics and values have LayerNorm.
       extraction: "weights" (eq. 7) or "slope".
+      body: of the networks, see `algorithms.networks.Design`.
     """
 
     discount: float = 0.99
@@ -69,10 +70,11 @@ class Config:
     hidden: tuple[int, ...] = flax.struct.field(pytree_node=False, default=(256, 256))
     norm: bool = flax.struct.field(pytree_node=False, default=False)
     extraction: str = flax.struct.field(pytree_node=False, default="weights")
+    body: str = flax.struct.field(pytree_node=False, default="mlp")
 
     def design(self, space: Space) -> Design:
         """The networks."""
-        return Design(space, self.hidden, critic_norm=self.norm)
+        return Design(space, self.hidden, critic_norm=self.norm, body=self.body)
 
 
 @flax.struct.dataclass

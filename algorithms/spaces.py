@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gridjax.env.device_view import DeviceView
 from gridjax.env.environment import Environment
 
 LIMIT = 1.0 - 1e-5  # numbers of logged actions are clipped to this, where log densities are finite
@@ -37,6 +38,7 @@ class Space:
       one_hot: whether networks see positions as one-hot vectors; else as numbers from -1 to 1.
       anchor: for each entry of an action the observation's entry that tells where the device stands, with gain and
         shift; (-1, 0, 0) for none; empty where no entry has one.
+      view: of the devices, for networks that treat all devices alike; None where there is none.
     """
 
     counts: tuple[int, ...]
@@ -45,6 +47,7 @@ class Space:
     constraints: int = 1
     one_hot: bool = False
     anchor: tuple[tuple[int, float, float], ...] = ()
+    view: DeviceView | None = None
 
     @property
     def observation_size(self) -> int:
@@ -82,7 +85,9 @@ class Space:
         if not self.one_hot:
             return self.unit(action)
         parts = [
-            jax.nn.one_hot(jnp.round(action[..., k]), n, dtype=action.dtype) if n else action[..., k : k + 1]
+            jax.nn.one_hot(jnp.round(action[..., k]).astype(jnp.int32), n, dtype=action.dtype)
+            if n
+            else action[..., k : k + 1]
             for k, n in enumerate(self.counts)
         ]
         return jnp.concatenate(parts, axis=-1)
@@ -97,13 +102,16 @@ class Space:
         return jnp.clip(stands * _aligned(gain, stands) + _aligned(shift, stands), -1.0, 1.0)
 
 
-def space_of(env: Environment, *, one_hot: bool | None = None, anchored: bool = True) -> Space:
+def space_of(
+    env: Environment, *, one_hot: bool | None = None, anchored: bool = True, view: DeviceView | None = None
+) -> Space:
     """The space of an environment, with fixed scales by what its observations are called.
 
     Args:
       env: the environment.
       one_hot: see `Space`; None is yes where an action's positions have no order (switches of restoration).
       anchored: whether taps and capacitors get anchors, where the observation tells their positions.
+      view: `gridjax.env.device_view.device_view(env, params, feeder)`, for the bodies "device" and "graph".
     """
     names = env.observation_names
     offset = [1.0 if name.startswith(("voltage ", "tap ")) else 0.0 for name in names]
@@ -115,7 +123,7 @@ def space_of(env: Environment, *, one_hot: bool | None = None, anchored: bool = 
         one_hot = type(env).__name__ == "Restoration"
     return Space(
         counts=tuple(env.action_counts), offset=tuple(offset), scale=tuple(scale), constraints=len(env.cost_names),
-        one_hot=one_hot, anchor=_anchor(env) if anchored and not one_hot else (),
+        one_hot=one_hot, anchor=_anchor(env) if anchored and not one_hot else (), view=view,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The command line: `gridjax feeders | solve | batch | validate | convert | collect`.
+"""The command line: `gridjax feeders | solve | batch | validate | convert | collect`, and what `main` is given.
 
 Results go to stdout; warnings, progress and errors to stderr. Exit codes: 0 fine, 1 not converged or fatal problems,
 2 bad usage or bad input.
@@ -10,7 +10,7 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -24,13 +24,18 @@ _WIDTH = 160  # of what is written to a file or a pipe
 _PICTURES = (".png", ".svg", ".html")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; see `gridjax.__main__.main`."""
+def main(argv: Sequence[str] | None = None, *more: Callable[..., None]) -> int:
+    """Runs a command; see `gridjax.__main__.main`.
+
+    Args:
+      argv: likewise.
+      *more: functions that add commands of other packages, with the arguments of `gridjax.dataset_commands.add_parser`.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without a letter shows a question mark
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
-        options = _parser().parse_args(argv)
+        options = _parser(more).parse_args(argv)
     except SystemExit as stop:
         return int(stop.code or 0)
     if not getattr(options, "float32", False):
@@ -69,7 +74,7 @@ def _complain(errors: Console, error: Exception) -> None:
     errors.print(Text(f"gridjax: error: {text}"), soft_wrap=True)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(more: Sequence[Callable[..., None]]) -> argparse.ArgumentParser:
     from gridjax import __version__
 
     parser = argparse.ArgumentParser(prog="gridjax", description="Three-phase power flow of distribution feeders.")
@@ -111,7 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("out", metavar="OUT", type=Path, help="the file to write; its suffix says the format")
     one.set_defaults(run=commands.convert)
 
-    dataset_commands.add_parser(sub, common, _count, _seed)
+    for add in (dataset_commands.add_parser, *more):
+        add(sub, common, _count, _seed)
     return parser
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from algorithms.batches import from_dataset
-from algorithms.device_networks import Shared, own_actions, scaled
+from algorithms.device_networks import DeviceBody, Shared, own_actions, scaled
 from algorithms.graph_networks import GraphBody, Messages, means
 from algorithms.iql import IQL, Config
 from algorithms.networks import BODIES, Design
@@ -144,6 +144,8 @@ def test_the_order_of_devices_and_buses_does_not_matter(spaces, body):
         assert float(jnp.max(jnp.abs(one - two))) > 1e-2  # so that the order was of account
     for one, two in zip(here[3:], there[3:], strict=True):
         np.testing.assert_allclose(one, two, rtol=2e-4, atol=2e-5)
+    exchanged = run_all(other, body, params)(x, a)  # the devices, but not their actions
+    assert float(jnp.min(jnp.abs(exchanged[3] - here[3]))) > 1e-3
 
 
 def test_the_layer_is_the_papers():
@@ -196,6 +198,23 @@ def test_each_device_sees_its_own_action(spaces):
     view = dataclasses.replace(view, names=view.names[:3], numbers=1, action=(0, 1, 2))
     own = own_actions(view, hot, hot.features(jnp.array([[1.0, 2.0, 0.5]])))
     np.testing.assert_array_equal(own[0], [[0, 1, 0], [0, 0, 1], [0.5, 0, 0]])
+
+
+def test_numbers_go_where_the_action_has_them():
+    """Two numbers a device; widths are those of its kind; an entry that no device has stays at 0."""
+    view = dataclasses.replace(chain(3), kind=(0, 1, 1), kinds=2, numbers=2, action=(0, 2, 4, 1, -1))
+    space = Space((0,) * 5, (0.0,) * 3, (1.0,) * 3, view=view)
+    design = Design(space, hidden=(4,), body="device")
+    params = loud(shapes(design)[0])
+    params["params"]["log_std"] = jnp.array([[-1.0, -2.0], [-3.0, -4.0]], jnp.float32)
+    x = jnp.array([[0.95, 1.0, 1.05]], jnp.float32)
+    chosen = design.act(params, x)
+    np.testing.assert_array_equal(chosen.log_std[0], [-1, -3, -3, -2, 0])
+    w, b = (np.asarray(params["params"]["Dense_0"][name]) for name in ("kernel", "bias"))
+    body = {"params": params["params"]["DeviceBody_0"]}
+    each = np.tanh(np.asarray(DeviceBody(view, (4,), False).apply(body, x)) @ w + b)[0]
+    wanted = [each[0, 0], each[1, 0], each[2, 0], each[0, 1], 0]
+    np.testing.assert_allclose(chosen.mean[0], wanted, rtol=1e-5)
 
 
 def test_voltages_are_scaled_by_fixed_numbers(spaces):
@@ -259,7 +278,7 @@ def test_gradients_are_finite_on_one_device_and_without_neighbours():
     view = chain(1)
     view = dataclasses.replace(view, neighbour=((0,),))
     for body in ALIKE:
-        design = Design(Space((0,), (0.0,), (1.0,), view=view), hidden=(8,), body=body, critic_norm=True)
+        design = Design(Space((0,), (0.0,), (1.0,), view=view), hidden=(8,), body=body, rounds=1, critic_norm=True)
         actor, critic, _ = loud(shapes(design))
         x = jnp.array([[1.0], [0.9]], jnp.float32)
 

@@ -1,8 +1,8 @@
 """Implicit Q-learning under a limit on the cost, with a multiplier that a PID controller sets.
 
 IQL as in `algorithms.iql`, with a second critic and value for the cost c, and the multiplier of A. Stooke, J. Achiam
-and P. Abbeel, "Responsive safety in reinforcement learning by PID Lagrangian methods", ICML 2020 (algorithm 2). With slow
-critics Q' of the reward and C' of the cost, m = 1 - terminated and the multiplier lambda:
+and P. Abbeel, "Responsive safety in reinforcement learning by PID Lagrangian methods", ICML 2020 (algorithm 2). With
+slow critics Q' of the reward and C' of the cost, m = 1 - terminated and the multiplier lambda:
 
     A    = min_i Q_i'(s, a) - V(s) - lambda (max_i C_i'(s, a) - K(s)),   w = min(exp(beta A), 100)
     L_V, L_Q  as in IQL, on the reward alone

@@ -198,6 +198,12 @@ def test_what_differs_between_runs_is_named(changes, says):
     assert checkpoints.differences(old, head(**changes)) == found
 
 
+def test_single_precision_draws_other_rows_and_is_another_run():
+    with jax.enable_x64(False):
+        single = head()
+    assert checkpoints.differences(head(), single) == ["run.x64: True, now False"]
+
+
 def test_versions_are_told_apart_from_what_makes_a_run():
     old, new = head(), head()
     new["versions"] = new["versions"] | {"jax": "9.9"}

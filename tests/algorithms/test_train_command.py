@@ -130,7 +130,10 @@ def test_a_signal_leaves_a_whole_checkpoint_to_go_on_from(whole, tmp_path, run, 
         got, _, err = run(*GIVEN, "--out", tmp_path / "r")
     assert got == code and f"{number.name} after 2 updates; --resume goes on" in err
     assert updates(tmp_path / "r") == [2] and signal.getsignal(number) == before
+    chunks = []
+    monkeypatch.setattr(metrics, "append", lambda path, done, values: (chunks.append(done), real(path, done, values)))
     assert run(*GIVEN, "--out", tmp_path / "r", "--resume")[0] == 0 and same_run(tmp_path / "r", whole)
+    assert chunks == [4, 6]  # what was learned is not learned again
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on_to_the_same_bits(whole, tmp_path, run):

@@ -40,6 +40,7 @@ class Config:
       actor_rate: Adam's for the actor.
       hidden: widths of the networks' layers.
       norm: whether values have LayerNorm.
+      body: of the networks, see `algorithms.networks.Design`.
     """
 
     discount: float = 0.99
@@ -49,10 +50,11 @@ class Config:
     actor_rate: float = 3e-4
     hidden: tuple[int, ...] = flax.struct.field(pytree_node=False, default=(256, 256))
     norm: bool = flax.struct.field(pytree_node=False, default=False)
+    body: str = flax.struct.field(pytree_node=False, default="mlp")
 
     def design(self, space: Space) -> Design:
         """The networks."""
-        return Design(space, self.hidden, critic_norm=self.norm)
+        return Design(space, self.hidden, critic_norm=self.norm, body=self.body)
 
 
 @flax.struct.dataclass

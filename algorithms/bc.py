@@ -27,15 +27,17 @@ class Config:
       rate: Adam's.
       hidden: widths of the network's layers.
       norm: whether the actor has LayerNorm.
+      body: of the networks, see `algorithms.networks.Design`.
     """
 
     rate: float = 3e-4
     hidden: tuple[int, ...] = flax.struct.field(pytree_node=False, default=(256, 256))
     norm: bool = flax.struct.field(pytree_node=False, default=False)
+    body: str = flax.struct.field(pytree_node=False, default="mlp")
 
     def design(self, space: Space) -> Design:
         """The networks."""
-        return Design(space, self.hidden, actor_norm=self.norm)
+        return Design(space, self.hidden, actor_norm=self.norm, body=self.body)
 
 
 @flax.struct.dataclass

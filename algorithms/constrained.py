@@ -70,6 +70,7 @@ class Config:
       costs: weight of each entry of the cost in c; empty is 1 for all.
       hidden: widths of the networks' layers.
       norm: whether critics and values have LayerNorm.
+      body: of the networks, see `algorithms.networks.Design`.
     """
 
     limit: float = 0.0
@@ -88,10 +89,11 @@ class Config:
     costs: tuple[float, ...] = flax.struct.field(pytree_node=False, default=())
     hidden: tuple[int, ...] = flax.struct.field(pytree_node=False, default=(256, 256))
     norm: bool = flax.struct.field(pytree_node=False, default=False)
+    body: str = flax.struct.field(pytree_node=False, default="mlp")
 
     def design(self, space: Space) -> Design:
         """The networks."""
-        return Design(space, self.hidden, critic_norm=self.norm)
+        return Design(space, self.hidden, critic_norm=self.norm, body=self.body)
 
 
 @flax.struct.dataclass

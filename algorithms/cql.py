@@ -52,6 +52,7 @@ class Config:
       lagrange: whether c has a multiplier.
       hidden: widths of the networks' layers.
       norm: whether critics have LayerNorm.
+      body: of the networks, see `algorithms.networks.Design`.
     """
 
     discount: float = 0.99
@@ -67,10 +68,11 @@ class Config:
     lagrange: bool = flax.struct.field(pytree_node=False, default=False)
     hidden: tuple[int, ...] = flax.struct.field(pytree_node=False, default=(256, 256))
     norm: bool = flax.struct.field(pytree_node=False, default=False)
+    body: str = flax.struct.field(pytree_node=False, default="mlp")
 
     def design(self, space: Space) -> Design:
         """The networks."""
-        return Design(space, self.hidden, critic_norm=self.norm, squashed=True, free_std=True)
+        return Design(space, self.hidden, critic_norm=self.norm, body=self.body, squashed=True, free_std=True)
 
 
 @flax.struct.dataclass

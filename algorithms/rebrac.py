@@ -41,6 +41,7 @@ class Config:
       delay: updates of the critics for one of the actor.
       hidden: widths of the networks' layers.
       norm: whether critics have LayerNorm.
+      body: of the networks, see `algorithms.networks.Design`.
     """
 
     discount: float = 0.99
@@ -54,6 +55,7 @@ class Config:
     delay: int = flax.struct.field(pytree_node=False, default=2)
     hidden: tuple[int, ...] = flax.struct.field(pytree_node=False, default=(256, 256, 256))
     norm: bool = flax.struct.field(pytree_node=False, default=True)
+    body: str = flax.struct.field(pytree_node=False, default="mlp")
 
     def design(self, space: Space) -> Design:
         """The networks.
@@ -62,7 +64,7 @@ class Config:
           ValueError: an action's entry is a position.
         """
         numbers_only("rebrac", space)
-        return Design(space, self.hidden, critic_norm=self.norm)
+        return Design(space, self.hidden, critic_norm=self.norm, body=self.body)
 
 
 def next_value(slow_critic, action: jax.Array, batch: Batch, config: Config, design: Design) -> jax.Array:

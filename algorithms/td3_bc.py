@@ -50,6 +50,7 @@ class Config:
       delay: updates of the critics for one of the actor.
       hidden: widths of the networks' layers.
       norm: whether critics have LayerNorm.
+      body: of the networks, see `algorithms.networks.Design`.
     """
 
     discount: float = 0.99
@@ -62,6 +63,7 @@ class Config:
     delay: int = flax.struct.field(pytree_node=False, default=2)
     hidden: tuple[int, ...] = flax.struct.field(pytree_node=False, default=(256, 256))
     norm: bool = flax.struct.field(pytree_node=False, default=False)
+    body: str = flax.struct.field(pytree_node=False, default="mlp")
 
     def design(self, space: Space) -> Design:
         """The networks.
@@ -70,7 +72,7 @@ class Config:
           ValueError: an action's entry is a position.
         """
         numbers_only("td3_bc", space)
-        return Design(space, self.hidden, critic_norm=self.norm)
+        return Design(space, self.hidden, critic_norm=self.norm, body=self.body)
 
 
 @flax.struct.dataclass

@@ -57,6 +57,7 @@ class GraphBody(nn.Module):
 
     view: DeviceView
     hidden: tuple[int, ...]
+    width: int
     rounds: int
     norm: bool
 
@@ -64,7 +65,7 @@ class GraphBody(nn.Module):
     def __call__(self, observation: jax.Array) -> jax.Array:
         """See the class."""
         buses = graph(self.view)
-        h = Messages(buses, self.hidden[0], self.rounds, self.norm)(observation)
+        h = Messages(buses, self.width, self.rounds, self.norm)(observation)
         x = jnp.concatenate([at_devices(buses, h), own_features(self.view, observation)], axis=-1)
         return Mlp(self.hidden, self.norm)(x)
 
@@ -77,6 +78,7 @@ class GraphHead(nn.Module):
 
     view: DeviceView
     hidden: tuple[int, ...]
+    width: int
     rounds: int
     norm: bool
 
@@ -84,7 +86,7 @@ class GraphHead(nn.Module):
     def __call__(self, observation: jax.Array, actions: Sequence[jax.Array]) -> jax.Array:
         """Of `actions` (..., devices, anything) each device sees its own."""
         buses = graph(self.view)
-        h = Messages(buses, self.hidden[0], self.rounds, self.norm)(observation)
+        h = Messages(buses, self.width, self.rounds, self.norm)(observation)
         x = jnp.concatenate([at_devices(buses, h), own_features(self.view, observation), *actions], axis=-1)
         each = Mlp(self.hidden, self.norm)(x)
         both = jnp.concatenate([jnp.mean(each, axis=-2), jnp.mean(h, axis=0)], axis=-1)

@@ -44,7 +44,8 @@ class Design:
       free_std: whether the numbers' width depends on the observation; else it is one parameter for each entry.
       critics: how many.
       body: "mlp", "device" or "graph"; all but the first need a space with a view, the last one with the feeder.
-      rounds: of messages, of the body "graph".
+      rounds: of messages, of the body "graph": from how many branches away a device hears.
+      width: of what its buses know; most of its time goes into this.
 
     Raises:
       ValueError: an unknown body, or a view that the space lacks.
@@ -59,6 +60,7 @@ class Design:
     critics: int = 2
     body: str = "mlp"
     rounds: int = 4
+    width: int = 16
 
     def __post_init__(self) -> None:
         """Refuses what cannot be built."""
@@ -171,7 +173,7 @@ def _trunk(design: Design, observation: jax.Array) -> jax.Array:
     if design.body == "device":
         return DeviceBody(design.view, design.hidden, design.actor_norm)(observation)
     if design.body == "graph":
-        return GraphBody(design.view, design.hidden, design.rounds, design.actor_norm)(observation)
+        return GraphBody(design.view, design.hidden, design.width, design.rounds, design.actor_norm)(observation)
     return Mlp(design.hidden, design.actor_norm)(design.space.scaled(observation))
 
 
@@ -190,7 +192,7 @@ def _number(design: Design, observation: jax.Array, actions: list[jax.Array]) ->
         return Head(design.hidden, design.critic_norm)(x)
     own = [own_actions(design.view, design.space, a) for a in actions]
     if design.body == "graph":
-        return GraphHead(design.view, design.hidden, design.rounds, design.critic_norm)(observation, own)
+        return GraphHead(design.view, design.hidden, design.width, design.rounds, design.critic_norm)(observation, own)
     return DeviceHead(design.view, design.hidden, design.critic_norm)(observation, own)
 
 

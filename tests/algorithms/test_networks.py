@@ -238,7 +238,7 @@ def chain(count):
 @pytest.mark.parametrize("rounds", [0, 1, 3])
 def test_messages_go_one_branch_a_round(rounds):
     view = chain(8)
-    body = GraphBody(view, (16,), rounds, False)
+    body = GraphBody(view, (16,), 16, rounds, False)
     x = jnp.ones((1, 8), jnp.float32)
     params = loud(jax.eval_shape(body.init, jax.random.key(0), x))
     total = np.zeros((8, 8))

@@ -66,7 +66,7 @@ def from_dataset(
         does (L. Chen et al., "Decision Transformer", 2021); None keeps all.
 
     Raises:
-      ValueError: sizes that are not the space's, numbers that are not finite, or a share that is none.
+      ValueError: sizes that are not the space's, numbers that are not finite, or a share or a position that is none.
     """
     seen = data.transitions
     _check(data, space)
@@ -118,4 +118,13 @@ def _check(data: Dataset, space: Space) -> None:
             raise ValueError(
                 f"{name} is not finite in episode {data.episode[row]}, step {data.step[row]}: leave that episode out "
                 "with gridjax.env.datasets.take"
+            )
+    for entry in np.flatnonzero(space.discrete):
+        place = np.asarray(seen.action)[:, entry]
+        bad = (place != np.round(place)) | (place < 0) | (place >= space.counts[entry])
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            raise ValueError(
+                f"entry {entry} of an action has position {place[row]:g} in episode {data.episode[row]}, step "
+                f"{data.step[row]}, and there are {space.counts[entry]}: take the data of this environment"
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import shlex
 import signal
 import threading
 import time
@@ -31,6 +32,7 @@ from algorithms.batches import Batch, from_dataset
 from algorithms.learning import Agent
 from algorithms.spaces import Space, space_of
 from gridjax.commands import Refused, check_folder
+from gridjax.drawing import printable
 from gridjax.env.device_view import device_view
 from gridjax.env.environment import Environment
 from gridjax.env.tasks import feeder_of
@@ -99,7 +101,8 @@ def train(options: argparse.Namespace, console: Console, errors: Console) -> int
     except training.Diverged as error:
         raise Refused(str(error), 1) from error
     console.print(_summary(run, rate, time.perf_counter() - started))
-    console.print(Text(f"gridjax evaluate {out}  shows it on days that it has not seen"), soft_wrap=True)
+    command = f"gridjax evaluate {shlex.quote(printable(str(out)))}"
+    console.print(Text(f"{command}  shows it on days that it has not seen, beside the baselines"), soft_wrap=True)
     return 0
 
 
@@ -279,7 +282,7 @@ def _summary(run: _Run, rate: float, seconds: float) -> Table:
     table = metrics.read(run.out / "metrics.csv")
     last = table["updates"] == table["updates"][-1]
     about = run.head["dataset"]
-    title = f"{run.agent.name} on {run.head['environment']['name']}: {run.out}"
+    title = f"{run.agent.name} on {run.head['environment']['name']}: {printable(str(run.out))}"
     out = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("", "mean of the seeds", "lowest", "highest"):
         out.add_column(Text(column), justify="right" if column else "left", overflow="fold")

@@ -9,8 +9,9 @@ with the same weights for all buses and in all rounds; h_i starts as a layer of 
 which phases it has. A device reads its bus's h and its own features, but not those of its neighbours, which come
 through the graph: after k rounds it knows of what is at most k branches away.
 
-The means are one product with a constant matrix; buses are the leading axis, so that it is a plain one. On feeders too
-large for that, messages are summed along branches.
+Buses are the leading axis, so that each one's rows lie together. A sum over neighbours reads them one slot after
+another, and so does its derivative, along the same branches the other way: nothing is scattered, and sums are the same
+each time. There are derivatives in reverse only.
 """
 
 from __future__ import annotations
@@ -26,8 +27,6 @@ from algorithms.device_networks import scaled
 from algorithms.layers import Head, Mlp, dense
 from algorithms.spaces import VOLTAGE_SCALE
 from gridjax.env.device_view import VOLTAGES, Buses, DeviceView
-
-DENSE = 512  # buses up to which means are a product
 
 
 class Messages(nn.Module):
@@ -121,24 +120,43 @@ def means(buses: Buses, h: jax.Array) -> list[jax.Array]:
     out = []
     for sender, receiver in ((edges[:, 0], edges[:, 1]), (edges[:, 1], edges[:, 0])):
         share = 1.0 / np.maximum(np.bincount(receiver, minlength=count), 1)
-        if count <= DENSE:
-            table = np.zeros((count, count))
-            table[receiver, sender] = share[receiver]
-            out.append(jnp.tensordot(jnp.asarray(table, h.dtype), h, axes=1))
-        else:
-            total = jax.ops.segment_sum(h[sender], receiver, num_segments=count)
-            out.append(total * jnp.asarray(share, h.dtype).reshape((count,) + (1,) * (h.ndim - 1)))
+        out.append(_gathered(h, sender, receiver, share[receiver], count))
     return out
 
 
 def at_devices(buses: Buses, h: jax.Array) -> jax.Array:
     """(..., devices, width) of (buses, ..., width): what each device's bus knows."""
-    if len(buses.voltage) <= DENSE:
-        table = np.eye(len(buses.voltage))[list(buses.device)]
-        own = jnp.tensordot(jnp.asarray(table, h.dtype), h, axes=1)
-    else:
-        own = h[np.array(buses.device)]
-    return jnp.moveaxis(own, 0, -2)
+    count = len(buses.device)
+    return jnp.moveaxis(_gathered(h, np.array(buses.device), np.arange(count), np.ones(count), count), 0, -2)
+
+
+def _gathered(h: jax.Array, sender: np.ndarray, receiver: np.ndarray, share: np.ndarray, count: int) -> jax.Array:
+    """Rows (count, ...): the sum of share * h[sender] over those with the row as their receiver."""
+    there, back = _slots(sender, receiver, share, count), _slots(receiver, sender, share, h.shape[0])
+    summed = jax.custom_vjp(lambda h: _sum(h, *there))
+    summed.defvjp(lambda h: (_sum(h, *there), None), lambda _, slope: (_sum(slope, *back),))
+    return summed(h)
+
+
+def _slots(sender: np.ndarray, receiver: np.ndarray, share: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Senders and their shares by receiver, (slots, count); share 0 where a receiver has fewer."""
+    many = np.bincount(receiver, minlength=count)
+    index = np.zeros((max(many.max(initial=0), 1), count), int)
+    weight = np.zeros(index.shape)
+    order = np.argsort(receiver, kind="stable")
+    slot = np.arange(len(order)) - np.repeat(np.cumsum(many) - many, many)
+    index[slot, receiver[order]] = sender[order]
+    weight[slot, receiver[order]] = share[order]
+    return index, weight
+
+
+def _sum(h: jax.Array, index: np.ndarray, weight: np.ndarray) -> jax.Array:
+    """Over the slots, (count, ...)."""
+    shape = (index.shape[1],) + (1,) * (h.ndim - 1)
+    return sum(
+        (h[i] * jnp.asarray(w, h.dtype).reshape(shape) for i, w in zip(index, weight, strict=True)),
+        jnp.zeros((), h.dtype),
+    )
 
 
 def own_features(view: DeviceView, observation: jax.Array) -> jax.Array:

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from algorithms.batches import from_dataset
 from algorithms.device_networks import DeviceBody, Shared, own_actions, scaled
-from algorithms.graph_networks import GraphBody, Messages, means
+from algorithms.graph_networks import GraphBody, Messages, at_devices, means
 from algorithms.iql import IQL, Config
 from algorithms.networks import BODIES, Design
 from algorithms.spaces import Space, space_of
@@ -250,17 +251,18 @@ def test_messages_go_one_branch_a_round(rounds):
     assert np.all(total[hops <= rounds] > 0) and np.all(total[hops > rounds] == 0)
 
 
-def test_means_over_neighbours_by_hand(monkeypatch):
-    buses = Buses(((0, -1, -1),) * 5, ((0, 1), (1, 2), (1, 3), (3, 4), (4, 3), (0, 3)), (0,))
-    h = jax.random.normal(jax.random.key(0), (5, 2, 3), jnp.float32)
+def test_means_over_neighbours_by_hand():
+    buses = Buses(((0, -1, -1),) * 5, ((0, 1), (1, 2), (1, 3), (3, 4), (4, 3), (0, 3)), (3, 0, 3))
+    h = jax.random.normal(jax.random.key(0), (5, 2, 3))
     rows = np.asarray(h)
     nothing = np.zeros((2, 3))
     up = [nothing, rows[0], rows[1], (rows[1] + rows[4] + rows[0]) / 3, rows[3]]
     down = [(rows[1] + rows[3]) / 2, (rows[2] + rows[3]) / 2, nothing, rows[4], rows[3]]
-    for most in (512, 1):  # as a product, and along branches
-        monkeypatch.setattr("algorithms.graph_networks.DENSE", most)
-        for seen, wanted in zip(means(buses, h), (up, down), strict=True):
-            np.testing.assert_allclose(seen, np.stack(wanted), rtol=1e-6, atol=1e-7)
+    for seen, wanted in zip(means(buses, h), (up, down), strict=True):
+        np.testing.assert_allclose(seen, np.stack(wanted), rtol=1e-12)
+    np.testing.assert_array_equal(at_devices(buses, h), np.stack([rows[3], rows[0], rows[3]], axis=1))
+    read = jax.jit(lambda h: sum(jnp.sum(jnp.sin(a)) for a in (*means(buses, h), at_devices(buses, h))))
+    check_grads(read, (h,), order=1, modes=["rev"], rtol=1e-6)
 
 
 def test_absent_phases_count_as_nothing(spaces):

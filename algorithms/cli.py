@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from algorithms import evaluation_commands
 from gridjax.dataset_commands import setting
 
 
 def add_parsers(sub: Any, common: argparse.ArgumentParser, whole: Any, seed: Any) -> None:
     """Adds the commands; `whole` and `seed` read positive numbers and seeds."""
     _add_train(sub, common, whole, seed)
+    evaluation_commands.add_parsers(sub, common, whole, seed)
 
 
 def _add_train(sub: Any, common: argparse.ArgumentParser, whole: Any, seed: Any) -> None:

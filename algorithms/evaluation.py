@@ -136,6 +136,8 @@ def join(params: Sequence[Any]) -> Any:
         return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
 
     first = params[0]
+    if len(params) == 1:
+        return first
     changes = {n: joined(*(getattr(p, n) for p in params)) for n in BY_DAY if hasattr(first, n)}
     if hasattr(first, "tariff"):
         changes["tariff"] = first.tariff.replace(price=joined(*(p.tariff.price for p in params)))

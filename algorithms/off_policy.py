@@ -151,9 +151,9 @@ def estimate(name: str, log: Log, *, seed: int, discount: float = 1.0, draws: in
     if n < 2 or not np.isfinite(value):
         return Interval(value, np.nan, np.nan)
 
-    def drawn(rng):
-        index = rng.integers(n, size=n)
-        return function(Log(log.log_rho[index], log.reward[index], log.q[index], log.v[index]), discount)
+    def drawn(rng: np.random.Generator, some: int) -> np.ndarray:
+        index = rng.integers(n, size=(some, n))
+        return np.array([function(Log(log.log_rho[i], log.reward[i], log.q[i], log.v[i]), discount) for i in index])
 
     return Interval(value, *percentiles(drawn, seed, draws))
 

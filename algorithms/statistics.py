@@ -16,12 +16,13 @@ Student's interval over n independent values is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-Statistic = Callable[[np.ndarray], float]
+Statistic = Callable[..., Any]
+MOST = 2**20  # numbers that are resampled at once
 
 
 class Interval(NamedTuple):
@@ -32,16 +33,20 @@ class Interval(NamedTuple):
     high: float
 
 
-def iqm(values: np.ndarray) -> float:
-    """Interquartile mean of all entries: a quarter of them, rounded down, is left out at either end."""
-    flat = np.sort(np.asarray(values, float), axis=None)
-    cut = flat.size // 4
-    return float(flat[cut : flat.size - cut].mean())
+def iqm(values: np.ndarray, axis: int | None = None) -> Any:
+    """Interquartile mean along an axis, or of all entries: a quarter, rounded down, is left out at either end."""
+    a = np.asarray(values, float)
+    a = a.ravel() if axis is None else np.moveaxis(a, axis, -1)
+    n = a.shape[-1]
+    cut = n // 4
+    out = np.partition(a, (cut, n - cut - 1), axis=-1)[..., cut : n - cut].mean(axis=-1)
+    return float(out) if axis is None else out
 
 
-def mean(values: np.ndarray) -> float:
-    """Mean of all entries."""
-    return float(np.mean(values))
+def mean(values: np.ndarray, axis: int | None = None) -> Any:
+    """Mean along an axis, or of all entries."""
+    out = np.mean(values, axis=axis)
+    return float(out) if axis is None else out
 
 
 def bootstrap(
@@ -57,7 +62,7 @@ def bootstrap(
     Args:
       values: (seeds, days); or several such arrays, the strata, which are resampled each for itself and whose values
         the statistic then sees together: scale them to the same units before.
-      statistic: of an array of any shape.
+      statistic: `(values, axis) -> values` without that axis, as `iqm` and `mean`.
       seed: of the resampling.
       draws: how often.
       level: of the interval.
@@ -76,14 +81,15 @@ def bootstrap(
         raise ValueError("takes finite values (seeds, days), at least one; leave out what did not finish, and say so")
     if draws < 1 or not 0 < level < 1:
         raise ValueError(f"{draws} draws at level {level}: take at least one, and a level between 0 and 1")
-    value = statistic(np.concatenate([v.ravel() for v in strata]))
+    value = statistic(np.concatenate([v.ravel() for v in strata]), axis=-1)
     if all(v.size == 1 for v in strata):
-        return Interval(value, np.nan, np.nan)
+        return Interval(float(value), np.nan, np.nan)
 
-    def drawn(rng):
-        return np.concatenate([v[np.ix_(*(rng.integers(n, size=n) for n in v.shape))].ravel() for v in strata])
+    def drawn(rng: np.random.Generator, some: int) -> np.ndarray:
+        parts = [_crossed(v, *(rng.integers(n, size=(some, n)) for n in v.shape)) for v in strata]
+        return statistic(np.concatenate([part.reshape(some, -1) for part in parts], axis=1), axis=-1)
 
-    return Interval(value, *percentiles(lambda rng: statistic(drawn(rng)), seed, draws, level))
+    return Interval(float(value), *percentiles(drawn, seed, draws, level, sum(v.size for v in strata)))
 
 
 def student(values: np.ndarray, level: float = 0.95) -> Interval:
@@ -117,24 +123,39 @@ def paired(
     if not (np.isfinite(values).all() and np.isfinite(other).all()):
         raise ValueError("takes finite values; leave out the days that did not finish, and say so")
 
-    def gain(ours, theirs):
-        return statistic(ours - theirs.mean(axis=0, keepdims=True))
+    def gain(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+        gained = ours - theirs.mean(axis=1, keepdims=True)
+        return statistic(gained.reshape(len(gained), -1), axis=-1)
 
-    def drawn(rng):
-        days = rng.integers(values.shape[1], size=values.shape[1])
-        rows = (rng.integers(len(a), size=len(a)) for a in (values, other))
-        return gain(*(a[np.ix_(row, days)] for a, row in zip((values, other), rows, strict=True)))
+    def drawn(rng: np.random.Generator, some: int) -> np.ndarray:
+        days = rng.integers(values.shape[1], size=(some, values.shape[1]))
+        return gain(*(_crossed(a, rng.integers(len(a), size=(some, len(a))), days) for a in (values, other)))
 
-    value = gain(values, other)
+    value = float(gain(values[None], other[None])[0])
     if values.size == other.size == 1:
         return Interval(value, np.nan, np.nan)
-    return Interval(value, *percentiles(drawn, seed, draws))
+    return Interval(value, *percentiles(drawn, seed, draws, size=values.size + other.size))
 
 
 def percentiles(
-    drawn: Callable[[np.random.Generator], float], seed: int, draws: int, level: float = 0.95
+    drawn: Callable[[np.random.Generator, int], np.ndarray], seed: int, draws: int, level: float = 0.95, size: int = 1
 ) -> tuple[float, float]:
-    """The ends of the middle `level` of so many draws."""
+    """The ends of the middle `level` of so many draws.
+
+    Args:
+      drawn: `(generator, some) -> (some,)`.
+      seed: of the generator.
+      draws: how many.
+      level: of the interval.
+      size: numbers that one draw looks at, which bounds how many are drawn at once.
+    """
     rng = np.random.default_rng(seed)
-    low, high = np.quantile([drawn(rng) for _ in range(draws)], [(1 - level) / 2, (1 + level) / 2])
+    some = max(1, MOST // max(size, 1))
+    found = np.concatenate([drawn(rng, min(some, draws - start)) for start in range(0, draws, some)])
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _crossed(values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(draws, rows, columns) of values by their numbers (draws, rows) and (draws, columns)."""
+    return values[rows[:, :, None], columns[:, None, :]]

@@ -7,7 +7,7 @@ import pytest
 
 from algorithms import awr, constrained, cql, iql, rebrac, td3_bc
 from algorithms.batches import Batch
-from algorithms.learning import imitation_loss, temporal_loss
+from algorithms.learning import imitation_loss, learner, temporal_loss
 from algorithms.networks import Design
 from algorithms.spaces import plain_space
 
@@ -308,3 +308,23 @@ def test_losses_that_stay_near_the_data_move_with_its_actions(batch):
     for name, loss in losses.items():
         slope = jax.grad(lambda a, loss=loss: loss(batch.replace(action=a)))(batch.action)
         assert (np.abs(slope).max(axis=1) > 1e-6).all(), name
+
+
+def test_the_actor_and_the_slow_networks_move_in_their_turn(batch):
+    """With a delay of 2 in updates 0 and 2; the slow ones by a share of the way."""
+    config = td3_bc.Config(polyak=0.25, actor_rate=0.1)
+    state = td3_bc.begin(jax.random.key(0), DESIGN)
+    critic = learner(jax.tree.map(lambda a: a + 1.0, state.critic.params))
+    moved, _ = td3_bc.move_actor(state, critic, config, td3_bc.actor_loss, batch, config, DESIGN)
+    still, _ = td3_bc.move_actor(moved, critic, config, td3_bc.actor_loss, batch, config, DESIGN)
+    assert (int(moved.step), int(still.step)) == (1, 2)
+    before, after = (jax.tree.leaves(s.actor.params) for s in (state, moved))
+    assert max(np.abs(a - b).max() for a, b in zip(before, after, strict=True)) > 0.05
+    slow, old = jax.tree.leaves(moved.slow_critic), jax.tree.leaves(state.slow_critic)
+    for a, b in zip(slow, old, strict=True):
+        np.testing.assert_allclose(a, b + 0.25, atol=1e-5)
+    for a, b, c in zip(jax.tree.leaves(moved.slow_actor), before, after, strict=True):
+        np.testing.assert_allclose(a, 0.75 * b + 0.25 * c, atol=1e-5)
+    for name in ("actor", "slow_actor", "slow_critic"):
+        for a, b in zip(jax.tree.leaves(getattr(still, name)), jax.tree.leaves(getattr(moved, name)), strict=True):
+            np.testing.assert_array_equal(a, b)

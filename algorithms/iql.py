@@ -13,6 +13,8 @@ actor may also be extracted by the critics' slope (S. Park et al., "Is value lea
 offline RL?", NeurIPS 2024, "DDPG+BC"), which leaves the data's actions as far as `alpha` lets it:
 
     L_pi = - E Q(s, pi(s)) / mean |Q| - alpha E log pi(a | s)
+
+where numbers count as normal with width 1, so that alpha alone says how far.
 """
 
 from __future__ import annotations
@@ -110,7 +112,7 @@ def slope_loss(params, critic, batch: Batch, config: Config, design: Design) -> 
     """L_pi of the slope's extraction."""
     chosen = design.act(params, batch.observation)
     q = jnp.min(design.q(critic, batch.observation, chosen.soft_mode()), axis=0)
-    log_prob = chosen.log_prob(batch.action)
+    log_prob = chosen.replace(log_std=jnp.zeros_like(chosen.log_std)).log_prob(batch.action)
     same_shape(q, log_prob)
     size = jax.lax.stop_gradient(jnp.mean(jnp.abs(q)))
     loss = -jnp.mean(q) / size - config.alpha * jnp.mean(log_prob)

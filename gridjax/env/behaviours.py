@@ -22,10 +22,14 @@ import numpy as np
 
 from gridjax.env.der_control import DerControl
 from gridjax.env.environment import Environment, Policy, rollout
+from gridjax.env.holding import holding
 from gridjax.env.policies import Constant, classical, constant, noisy, nothing, random
 from gridjax.feeder import Feeder
 
-NAMES = ("nothing", "random", "classical", "constant", "noisy-classical", "noisy-constant")
+NAMES = (
+    "nothing", "random", "classical", "constant", "noisy-classical", "noisy-constant", "holding-nothing",
+    "holding-constant",
+)  # fmt: skip
 ELITE = 8  # one of so many
 FLOOR = 0.02  # of sigma
 START = 0.5  # sigma at first
@@ -61,13 +65,15 @@ def named(
     """Behaviours by name.
 
     Args:
-      shares: of `NAMES`. "constant" is the best constant action that the search finds; "noisy-": with exploration.
+      shares: of `NAMES`. "constant" is the best constant action that the search finds; "noisy-": with exploration;
+        "holding-": settings around it that are held for hours (`gridjax.env.holding`), devices of a kind tied.
       env: the environment.
       params: its parameters.
       feeder: the environment's, see `gridjax.env.tasks.feeder_of`.
       key: of the search.
-      share: of positions drawn anew by the noisy ones, see `gridjax.env.policies.noisy`.
-      width: of their numbers' distribution.
+      share: of positions drawn anew by the noisy ones, see `gridjax.env.policies.noisy`; for the holding ones the
+        probability that a setting changes in a step.
+      width: of their numbers' distribution; half of it for the holding ones.
 
     Raises:
       ValueError: an unknown name, or an environment without classical controls.
@@ -76,7 +82,7 @@ def named(
     if unknown:
         raise ValueError(f"no behaviour {unknown[0]!r}: choose from {', '.join(NAMES)}")
     bases: dict[str, Policy] = {}
-    wanted = {name.removeprefix("noisy-") for name in shares}
+    wanted = {name.split("-")[-1] for name in shares}
     if "nothing" in wanted:
         bases["nothing"] = nothing(env, params)
     if "random" in wanted:
@@ -87,9 +93,12 @@ def named(
         bases["constant"] = best_constant(env, params, key, tie=kinds(env))[0]
     out = []
     for name, part in shares.items():
-        base = bases[name.removeprefix("noisy-")]
-        policy = noisy(env, base, share=share, width=width) if name.startswith("noisy-") else base
-        out.append(Behaviour(name, policy, part))
+        policy, memory = bases[name.split("-")[-1]], None
+        if name.startswith("noisy-"):
+            policy = noisy(env, policy, share=share, width=width)
+        elif isinstance(policy, Constant) and name.startswith("holding-"):
+            policy, memory = holding(env, policy.action, share=share, width=width / 2, tie=kinds(env))
+        out.append(Behaviour(name, policy, part, memory))
     return tuple(out)
 
 

@@ -13,10 +13,12 @@ import gridjax
 from gridjax.control.inverters import terminal_voltages
 from gridjax.control.switching import at_rest, switching
 from gridjax.env import behaviours
-from gridjax.env.behaviours import best_constant, named
+from gridjax.env.behaviours import best_constant, kinds, named
 from gridjax.env.der_tasks import der_control, equip
 from gridjax.env.environment import rollout
+from gridjax.env.holding import holding
 from gridjax.env.policies import Stochastic, classical, constant, droop, noisy, nothing, random, volt_var_action
+from gridjax.env.tasks import make
 from gridjax.env.volt_var_tasks import powergym, volt_var
 from gridjax.profiles import Profiles
 from gridjax.series import Controls, ControlState, simulate
@@ -208,3 +210,36 @@ def test_unknown_names_are_refused(feeder):
     env, params = walk()
     with pytest.raises(ValueError, match="no behaviour 'clever'"):
         named({"clever": 1.0}, env, params, feeder, jax.random.key(0))
+
+
+def test_holding_keeps_settings_and_moves_tied_entries_together():
+    env, _ = make("DerControl-ieee13-v0", days=1)
+    base = np.asarray(env.nothing()) * 0.5
+    tie = kinds(env)
+    policy, memory = holding(env, base, share=0.3, width=0.1, tie=tie)
+
+    def step(memory, key):
+        action, memory = policy(key, None, None, memory)
+        return memory, action
+
+    actions = np.asarray(jax.lax.scan(step, memory, jax.random.split(jax.random.key(3), 4000))[1])
+    first = np.array([tie.index(g) for g in range(max(tie) + 1)])
+    np.testing.assert_allclose(actions - base, (actions - base)[:, first[np.array(tie)]], atol=1e-12)
+    changed = np.diff(actions[:, first], axis=0) != 0
+    assert np.all(np.abs(changed.mean(axis=0) - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 3999))
+    assert np.abs((actions - base).std() - 0.1) < 0.01
+
+
+def test_holding_draws_positions_once_where_nothing_changes():
+    env, params = make("VoltVar-ieee13-v0", days=1)
+    policy, memory = holding(env, nothing(env, params).action, share=0.0, width=0.2)
+    seen = []
+    for key in jax.random.split(jax.random.key(1), 3):
+        action, memory = policy(key, None, None, memory)
+        seen.append(np.asarray(action))
+    assert seen[0].dtype == np.int32 and np.array_equal(seen[0], seen[1]) and np.array_equal(seen[1], seen[2])
+    assert np.all((seen[0] >= 0) & (seen[0] < np.array(env.action_counts)))
+    with pytest.raises(ValueError, match="positive width"):
+        holding(env, seen[0], width=0.0)
+    with pytest.raises(ValueError, match="entries"):
+        holding(env, seen[0][:2])

@@ -73,7 +73,7 @@ def evaluate(options: argparse.Namespace, console: Console, errors: Console) -> 
         seeds, days = held_out_seeds(options.days_seed, options.episodes, int(loaded.made_by["seed"]))
         given = {k: v for k, v in loaded.made_by.items() if k not in ("name", "seed", "days")}
         env, params, keys = held_out(loaded.made_by["name"], seeds, days, **given)
-        loaded = _seen(loaded, env, params)
+        loaded = _seen(loaded, env, params) if options.env else loaded
     keys = keys[: options.episodes]
     rows, missing = _play_all(loaded, env, params, keys, names, errors)
     gained = comparison.gains(rows)

@@ -17,11 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from algorithms.evaluation import VIOLATED, room
 from gridjax.env.environment import Environment
 
-VIOLATED = 1e-6  # a cost above counts as a violation: below are the power flow's own errors
 DRAWS = 40  # keys tried for each day
-SIZE = 2**18  # nodes times days walked at once: what bounds the memory
 
 
 def day_keys(env: Environment, params: Any, days: int, seed: int) -> jax.Array:
@@ -119,11 +118,6 @@ def walk(
         return jax.tree.map(lambda a: np.asarray(a)[: count - start], (sums, actions))
 
     return jax.tree.map(lambda *a: np.concatenate(a), *(chunk(start) for start in range(0, count, at_once)))
-
-
-def room(env: Environment) -> int:
-    """How many days fit into a bounded memory."""
-    return int(np.clip(SIZE // env.observation_size, 16, 2048))
 
 
 def replay(

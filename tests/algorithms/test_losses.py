@@ -89,10 +89,15 @@ def test_imitation_is_the_weighted_log_likelihood(batch, seen):
 
 
 def test_slope_extraction(batch, seen):
-    loss, _ = iql.slope_loss(ACTOR, CRITIC, batch, iql.Config(alpha=0.3), DESIGN)
+    """The likelihood is that of a width of one, whatever the actor's own is, so that alpha alone weighs it."""
+    wide = jax.tree_util.tree_map_with_path(
+        lambda path, a: a + 0.5 if "log_std" in jax.tree_util.keystr(path) else a, ACTOR
+    )
     q = seen["q_actor"].min(axis=0)
-    log_prob = log_normal(np.asarray(batch.action, float), seen["mean"], seen["log_std"])
-    np.testing.assert_allclose(loss, -q.mean() / np.abs(q).mean() - 0.3 * log_prob.mean(), **CLOSE)
+    log_prob = log_normal(np.asarray(batch.action, float), seen["mean"], np.zeros(2))
+    for params in (ACTOR, wide):
+        loss, _ = iql.slope_loss(params, CRITIC, batch, iql.Config(alpha=0.3), DESIGN)
+        np.testing.assert_allclose(loss, -q.mean() / np.abs(q).mean() - 0.3 * log_prob.mean(), **CLOSE)
 
 
 def test_td3_bc_actor_loss(batch, seen):

@@ -28,7 +28,6 @@ from algorithms.batches import Batch
 from algorithms.spaces import Space
 from algorithms.training import train
 
-LONG = 0.15  # seconds that a shape's products are timed for, about
 REPEATS = 3
 
 
@@ -113,26 +112,25 @@ def operations(products: dict) -> float:
     return sum(product.operations * count for product, count in products.items())
 
 
-def most(products: dict, known: dict | None = None) -> dict[str, float]:
-    """What the machine's products allow; `known` keeps the seconds of shapes that were timed already."""
-    known = {} if known is None else known
+def most(products: dict, known: dict, seconds: float = 0.15) -> dict[str, float]:
+    """What the machine's products allow; `known` keeps those of shapes that were timed, for about so many seconds."""
     for product in products:
         if product not in known:
-            known[product] = seconds_of(product)
+            known[product] = seconds_of(product, seconds)
     each = sum(known[product] * count for product, count in products.items())
     work = operations(products)
     return {"operations_per_update": work, "gflop_per_s": work / each / 1e9, "most_updates_per_s": 1 / each}
 
 
-def seconds_of(product: Product) -> float:
-    """Of one product in a scan, the best of some runs."""
+def seconds_of(product: Product, seconds: float) -> float:
+    """Of one product in a scan, the best of some runs of about so long."""
     kind, rows, inner, columns = product
     rng = np.random.default_rng(0)
     left, right = rng.normal(size=(rows, inner)), rng.normal(size=(inner, columns))
     # As they lie in memory: activations (m, k), weights (k, n), output derivatives (m, n).
     left, right = (left.T if kind == "weights" else left), (right.T if kind == "inputs" else right)
     axes = ((0,) if kind == "weights" else (1,), (1,) if kind == "inputs" else (0,))
-    count = max(4, round(LONG * 5e10 / max(product.operations, 2e6)))
+    count = max(4, round(seconds * 5e10 / max(product.operations, 2e6)))
 
     @jax.jit
     def run(a, b, out):

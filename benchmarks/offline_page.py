@@ -107,6 +107,7 @@ def page(record: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     hidden = " x ".join(map(str, record["hidden"]))
     gaps = [other["largest_gap_of_actions"] for _, _, _, other in pairs(record)]
+    threads = sorted({other["threads"] for _, _, _, other in pairs(record)})
     facts = [
         f"{name}: {f['rows']:,} transitions of {f['episodes']} episodes, mean return {f['behaviour_return']:.4g}, best "
         f"{f['best_logged_return']:.4g}, rewards scaled by {f['reward_scale']:.3g}"
@@ -130,8 +131,8 @@ def page(record: dict[str, Any]) -> str:
         f"Of the last actor, its mode taken, on held-out days of the grids or new starts of the pendulum, the same for "
         f"both: mean over {record['seeds']} seeds and Student's 95 % interval. d3rlpy's actors were carried over as "
         f"weights; their actions are d3rlpy's own to {max(gaps, default=0):.0e}. Updates/s are those of the training: "
-        "gridjax's seeds side by side, all counted, without compiling; d3rlpy's one after another with two threads, "
-        "replay buffer in memory, no progress bar, no evaluators, no log files.",
+        "gridjax's seeds side by side, all counted, without compiling; d3rlpy's one after another, torch's threads "
+        f"{', '.join(map(str, threads))}, replay buffer in memory, no progress bar, no evaluators, no log files.",
         "",
         *returns_table(record),
         "",

@@ -179,6 +179,7 @@ def test_the_page_does_its_sums(tmp_path):
         returns = [[shift + s * 0.1, shift + 1] for s in range(5)]
         return {
             "asked": {"updates": 100}, "updates_per_s": speed, "returns": returns, "largest_gap_of_actions": 2e-7,
+            "threads": 2,
         }  # fmt: skip
 
     speed = {

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "gridjax"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "gridjax"
 # What a module (or folder) of gridjax may import from gridjax; everything else may import anything below it.
 ALLOWED = {
     "feeder": set(),
@@ -44,24 +45,28 @@ ALLOWED = {
     "days": {"customers", "feeder", "generation", "graph", "grid", "profiles", "variation", "weather"},
     "series": {"control", "grid", "powerflow", "profiles"},
     "env": {
-        *("assembly", "control", "customers", "days", "env", "feeder", "feeders", "grid", "namespace", "powerflow"),
+        *("assembly", "control", "customers", "days", "env", "feeder", "feeders", "graph", "grid", "namespace"),
+        "powerflow",
         "profiles",
     },
 }
+# What agents see of gridjax: the environment contract and data sets (all of `env`), and what commands are made of.
+SEEN = {"env", "feeder", "commands", "dataset_commands", "drawing"}
+ROOTS = ("gridjax", "algorithms", "federated")
 
 
-def imported(path):
-    """Names of gridjax's modules that a file imports, and the other packages."""
+def imported(path, package="gridjax"):
+    """Names of a package's modules that a file imports, and the other packages."""
     inside, outside = set(), set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
         if isinstance(node, ast.Import):
             names = [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "gridjax" else [node.module]
+            names = [f"{node.module}.{a.name}" for a in node.names] if node.module == package else [node.module]
         for name in names:
             head, _, rest = name.partition(".")
-            (inside if head == "gridjax" else outside).add(rest if head == "gridjax" else head)
+            (inside if head == package else outside).add(rest if head == package else head)
     return inside, outside
 
 
@@ -82,11 +87,33 @@ def test_arrows(path):
             assert place(name) in ALLOWED[mine] | {mine}, f"{module} imports gridjax.{name}"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "algorithms").rglob("*.py")), ids=lambda p: p.stem)
+def test_agents_see_data_sets_and_the_environment_contract(path):
+    inside, outside = imported(path)
+    assert {name.split(".")[0] for name in inside} <= SEEN
+    assert "federated" not in outside
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "federated").rglob("*.py")), ids=lambda p: p.stem)
+def test_the_federation_knows_no_agent(path):
+    """An agent is a module with a `Config` and an `update`; `agents` has them all."""
+    names = {name.split(".")[0] for name in imported(path, "algorithms")[0]}
+    files = {p.stem: p.read_text() for p in (ROOT / "algorithms").glob("*.py")}
+    agents = {name for name, text in files.items() if "\nclass Config" in text and "\ndef update(" in text}
+    assert "iql" in agents and not names & (agents | {"agents"})
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_packages_import_no_benchmark_and_no_test(root):
+    for path in (ROOT / root).rglob("*.py"):
+        assert not imported(path)[1] & {"benchmarks", "tests", "examples"}, path
+
+
 def test_importing_sets_no_flag_and_loads_no_plotting():
     code = (
         "import sys, jax, gridjax, gridjax.plot\n"
         "assert not jax.config.jax_enable_x64\n"
         "assert 'matplotlib' not in sys.modules and 'dss' not in sys.modules"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr

@@ -53,6 +53,11 @@ def _add_train(sub: Any, common: argparse.ArgumentParser, whole: Any, seed: Any)
     one.add_argument(
         "--env-set", action="append", type=setting, metavar="KEY=VALUE", default=[], help="an environment's option"
     )
+    one.add_argument(
+        "--no-evaluation",
+        action="store_true",
+        help="do not play it on held-out days; `gridjax evaluate` can do it later",
+    )
     one.add_argument("--tensorboard", action="store_true", help="write TensorBoard's event files too")
     one.add_argument("--float32", action="store_true", help="simulate in single precision; agents always learn in it")
     one.set_defaults(run=_train)

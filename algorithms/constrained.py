@@ -121,16 +121,21 @@ class State:
     control: Control
 
 
-def priced(batch: Batch, costs: tuple[float, ...], space: Space) -> Batch:
-    """The batch with the cost c in place of the reward.
+def of_each(costs: tuple[float, ...], space: Space) -> jax.Array:
+    """The weight of each entry of the cost, (constraints,).
 
     Raises:
       ValueError: not as many weights as the cost has entries.
     """
-    of_each = costs or (1.0,) * space.constraints
-    if len(of_each) != space.constraints:
-        raise ValueError(f"{len(of_each)} weights for {space.constraints} costs: give one for each, or none")
-    return batch.replace(reward=batch.cost @ jnp.asarray(of_each, jnp.float32))  # type: ignore[attr-defined]
+    out = costs or (1.0,) * space.constraints
+    if len(out) != space.constraints:
+        raise ValueError(f"{len(out)} weights for {space.constraints} costs: give one for each, or none")
+    return jnp.asarray(out, jnp.float32)
+
+
+def priced(batch: Batch, costs: tuple[float, ...], space: Space) -> Batch:
+    """The batch with the cost c in place of the reward."""
+    return batch.replace(reward=batch.cost @ of_each(costs, space))  # type: ignore[attr-defined]
 
 
 def cost_value_loss(params, c: jax.Array, weight: jax.Array, batch: Batch, design: Design) -> tuple[jax.Array, Metrics]:
@@ -154,6 +159,7 @@ def controlled(control: Control, cost: jax.Array, config: Config) -> Control:
 
 def init(key: jax.Array, config: Config, space: Space) -> State:
     """New networks, and a multiplier of 0."""
+    of_each(config.costs, space)  # refused here rather than in the first update
     names = ("actor", "critic", "value", "critic", "value")
     actor, critic, value, cost_critic, cost_value = config.design(space).begin(key, *names)
     zero = jnp.zeros((), jnp.float32)

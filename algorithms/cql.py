@@ -27,7 +27,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from algorithms.batches import Batch
-from algorithms.learning import Agent, Learner, Metrics, learner, minimise, same_shape, temporal_loss, track
+from algorithms.learning import (
+    Agent,
+    Learner,
+    Metrics,
+    at_least_one,
+    learner,
+    minimise,
+    same_shape,
+    temporal_loss,
+    track,
+)
 from algorithms.networks import Design
 from algorithms.spaces import Space
 
@@ -71,7 +81,12 @@ class Config:
     body: str = flax.struct.field(pytree_node=False, default="mlp")
 
     def design(self, space: Space) -> Design:
-        """The networks."""
+        """The networks.
+
+        Raises:
+          ValueError: no samples.
+        """
+        at_least_one(samples=self.samples)
         return Design(space, self.hidden, critic_norm=self.norm, body=self.body, squashed=True, free_std=True)
 
 

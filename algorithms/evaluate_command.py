@@ -30,6 +30,7 @@ from algorithms.baselines import USUAL, policies
 from algorithms.checkpoints import load_agent, source_version
 from algorithms.evaluation import YEAR, Figures, evaluate_policy, held_out
 from algorithms.evaluation import evaluate as play
+from algorithms.evaluation_commands import EPISODES
 from algorithms.from_logs import estimates, estimates_table
 from algorithms.learning import Agent
 from algorithms.spaces import Space, space_of
@@ -94,6 +95,15 @@ def evaluate(options: argparse.Namespace, console: Console, errors: Console) -> 
         errors.print(Text(f"gridjax: {name} is not played: {reason}"), soft_wrap=True)
     console.print(Text(f"{out / FILE}, returns.svg, costs.svg"), soft_wrap=True)
     return 0
+
+
+def after_training(run: Path, training: int, console: Console, errors: Console) -> int:
+    """`gridjax evaluate RUN` with nothing else asked for, on other days than those of the seed `training`."""
+    asked = argparse.Namespace(
+        run_folder=run, checkpoint=None, env=None, env_set=[], episodes=EPISODES, days_seed=2 if training == 1 else 1,
+        seeds=None, baselines=None, out=None, from_logs=None,
+    )  # fmt: skip
+    return evaluate(asked, console, errors)
 
 
 def held_out_seeds(first: int, episodes: int, training: int) -> tuple[list[int], int]:

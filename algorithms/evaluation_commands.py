@@ -8,6 +8,8 @@ from typing import Any
 
 from gridjax.dataset_commands import setting
 
+EPISODES = 1000  # held-out days
+
 
 def add_parsers(sub: Any, common: argparse.ArgumentParser, whole: Any, seed: Any) -> None:
     """Adds both commands; `whole` and `seed` read positive numbers and seeds."""
@@ -23,7 +25,9 @@ def _add_evaluate(sub: Any, common: argparse.ArgumentParser, whole: Any, seed: A
     one.add_argument(
         "--env-set", action="append", type=setting, metavar="KEY=VALUE", default=[], help="an environment's option"
     )
-    one.add_argument("--episodes", type=whole, default=1000, metavar="N", help="held-out days; default: %(default)s")
+    one.add_argument(
+        "--episodes", type=whole, default=EPISODES, metavar="N", help="held-out days; default: %(default)s"
+    )
     one.add_argument(
         "--days-seed", type=seed, default=1, help="of the first held-out year of days; default: %(default)s"
     )

@@ -40,6 +40,7 @@ from algorithms.networks import Design
 from algorithms.spaces import Space
 
 MOST = 100.0  # weight of a single action
+EXTRACTIONS = ("weights", "slope")
 
 
 @flax.struct.dataclass
@@ -75,7 +76,13 @@ class Config:
     body: str = flax.struct.field(pytree_node=False, default="mlp")
 
     def design(self, space: Space) -> Design:
-        """The networks."""
+        """The networks.
+
+        Raises:
+          ValueError: an extraction or a body that there is not.
+        """
+        if self.extraction not in EXTRACTIONS:
+            raise ValueError(f"extraction {self.extraction!r} is unknown: choose one of {', '.join(EXTRACTIONS)}")
         return Design(space, self.hidden, critic_norm=self.norm, body=self.body)
 
 
@@ -112,7 +119,8 @@ def slope_loss(params, critic, batch: Batch, config: Config, design: Design) -> 
     """L_pi of the slope's extraction."""
     chosen = design.act(params, batch.observation)
     q = jnp.min(design.q(critic, batch.observation, chosen.soft_mode()), axis=0)
-    log_prob = chosen.replace(log_std=jnp.zeros_like(chosen.log_std)).log_prob(batch.action)
+    wide = chosen.replace(log_std=jnp.zeros_like(chosen.log_std))  # type: ignore[attr-defined]
+    log_prob = wide.log_prob(batch.action)
     same_shape(q, log_prob)
     size = jax.lax.stop_gradient(jnp.mean(jnp.abs(q)))
     loss = -jnp.mean(q) / size - config.alpha * jnp.mean(log_prob)
@@ -137,11 +145,9 @@ def update(key: jax.Array, state: State, batch: Batch, config: Config, space: Sp
     critic, of_critic = minimise(state.critic, config.rate, temporal_loss, after, batch, config.discount, design)
     if config.extraction == "slope":
         actor, of_actor = minimise(state.actor, rate, slope_loss, critic.params, batch, config, design)
-    elif config.extraction == "weights":
+    else:
         weight = weights(q - v, config.temperature)
         actor, of_actor = minimise(state.actor, rate, imitation_loss, weight, batch, design)
-    else:
-        raise ValueError(f'extraction {config.extraction!r} is unknown: take "weights" or "slope"')
     target = track(state.target, critic.params, config.polyak)
     metrics = {**of_value, **of_critic, **of_actor, "advantage": jnp.mean(q - v)}
     return State(state.step + 1, actor, critic, value, target), metrics

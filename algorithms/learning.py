@@ -109,6 +109,17 @@ def numbers_only(name: str, space: Space) -> None:
         )
 
 
+def at_least_one(**numbers: int) -> None:
+    """Refuses numbers below 1.
+
+    Raises:
+      ValueError: one is.
+    """
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} {number}: take at least 1")
+
+
 def track(target: Any, params: Any, tau: jax.Array | float) -> Any:
     """Target parameters, moved towards the others by Polyak averaging."""
     return jax.tree.map(lambda t, p: t + tau * (p - t), target, params)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from algorithms.batches import Batch
-from algorithms.learning import Agent, Metrics, minimise, numbers_only, same_shape, temporal_loss
+from algorithms.learning import Agent, Metrics, at_least_one, minimise, numbers_only, same_shape, temporal_loss
 from algorithms.networks import Design
 from algorithms.spaces import Space
 from algorithms.td3_bc import State, begin, move_actor, noisy_action, squares
@@ -61,9 +61,10 @@ class Config:
         """The networks.
 
         Raises:
-          ValueError: an action's entry is a position.
+          ValueError: an action's entry is a position, or a delay below 1.
         """
         numbers_only("rebrac", space)
+        at_least_one(delay=self.delay)
         return Design(space, self.hidden, critic_norm=self.norm, body=self.body)
 
 

@@ -23,6 +23,7 @@ from algorithms.learning import (
     Agent,
     Learner,
     Metrics,
+    at_least_one,
     either,
     learner,
     minimise,
@@ -69,9 +70,10 @@ class Config:
         """The networks.
 
         Raises:
-          ValueError: an action's entry is a position.
+          ValueError: an action's entry is a position, or a delay below 1.
         """
         numbers_only("td3_bc", space)
+        at_least_one(delay=self.delay)
         return Design(space, self.hidden, critic_norm=self.norm, body=self.body)
 
 

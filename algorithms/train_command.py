@@ -1,4 +1,4 @@
-"""`gridjax train`: an agent from logged data, with checkpoints and metrics, from the command line.
+"""`gridjax train`: an agent from logged data, with checkpoints and metrics, shown beside the baselines at its end.
 
 As the commands of `gridjax.commands`: takes the parsed options and two consoles (results, messages), returns the exit
 code. A run that is stopped by SIGINT or SIGTERM ends its chunk of updates, keeps its checkpoint and returns 130 or 143.
@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from algorithms import checkpoints, metrics, mixtures, training
+from algorithms import checkpoints, evaluate_command, metrics, mixtures, training
 from algorithms.agents import AGENTS
 from algorithms.batches import Batch, from_dataset
 from algorithms.learning import Agent
@@ -61,7 +61,7 @@ class _Run:
 
 
 def train(options: argparse.Namespace, console: Console, errors: Console) -> int:
-    """Trains an agent; 1 where a loss is not finite, 130 and 143 where it was stopped."""
+    """Trains an agent and evaluates it; 1 where a loss is not finite, 130 and 143 where it was stopped."""
     if options.algorithm == "list":
         console.print(Text("\n".join(f"{name}  {agent.source}" for name, agent in AGENTS.items())))
         return 0
@@ -78,7 +78,7 @@ def train(options: argparse.Namespace, console: Console, errors: Console) -> int
     made_by, data = mixtures.source(name, options.dataset, _env_options(options), options.episodes)
     env, params = mixtures.environment(made_by, errors)
     space, key, cost = _space(config, env, params, made_by), jax.random.key(options.seed), _prices(options, env)
-    checkpoints.shapes(agent, config, space, options.seeds)  # refuses networks that cannot be before data are collected
+    checkpoints.shapes(agent, config, space, options.seeds)  # refuses what cannot be before data are collected
     out.mkdir(parents=True, exist_ok=True)
     if data is None:
         episodes, place = options.episodes or mixtures.EPISODES, out / "data.npz"
@@ -101,6 +101,8 @@ def train(options: argparse.Namespace, console: Console, errors: Console) -> int
     except training.Diverged as error:
         raise Refused(str(error), 1) from error
     console.print(_summary(run, rate, time.perf_counter() - started))
+    if not options.no_evaluation:
+        return evaluate_command.after_training(out, int(made_by["seed"]), console, errors)
     command = f"gridjax evaluate {shlex.quote(printable(str(out)))}"
     console.print(Text(f"{command}  shows it on days that it has not seen, beside the baselines"), soft_wrap=True)
     return 0
@@ -146,15 +148,17 @@ def _number(name: str, value: Any, default: Any, seeds: int) -> Any:
 
 
 def _choice(name: str, value: Any, default: Any, seeds: int) -> Any:
-    """A static field, of the default's type."""
+    """A static field, of the default's type; of an empty default, whose entries are weights, numbers."""
     del seeds
     value = tuple(value) if isinstance(value, list) else value
-    like = default[0] if isinstance(default, tuple) and default else default
+    like = (default or (0.0,))[0] if isinstance(default, tuple) else default
     each = value if isinstance(value, tuple) else (value,)
+    if type(like) is float:
+        each = tuple(float(x) if type(x) is int else x for x in each)
     same = default is None or (isinstance(value, tuple) == isinstance(default, tuple))
     if not same or (like is not None and not all(type(x) is type(like) for x in each)):
         raise Refused(f"--set {name}: {value!r} is not such as {default!r}")
-    return value
+    return each if isinstance(value, tuple) else each[0]
 
 
 def _env_options(options: argparse.Namespace) -> dict[str, Any]:

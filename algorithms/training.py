@@ -1,7 +1,8 @@
 """Training: many updates in one compiled scan, several seeds and configs at once.
 
 Update k of seed s draws its rows, and whatever else is random, from `fold_in(fold_in(key, s), k)`: a run that is taken
-up again at any chunk goes on with the same numbers.
+up again at any chunk goes on with the same numbers. What an agent computes anew at the start of each chunk (`refresh`)
+depends on where chunks begin.
 """
 
 from __future__ import annotations
@@ -105,6 +106,8 @@ def train(
 
     Guarantees:
       The same arguments give the same bits on the same machine and versions, in one go or taken up after any chunk.
+      So does a run taken up with more updates, unless the agent has `refresh` and its last chunk was shorter than
+      `every`: then the next chunk begins where none would have begun in one go.
     """
     if min(updates, seeds, batch_size, every) < 1:
         raise ValueError(f"{updates} updates of {seeds} seeds by {batch_size} rows: take at least one of each")

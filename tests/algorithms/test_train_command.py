@@ -1,6 +1,8 @@
 """`gridjax train`: what it writes and shows, that no interruption changes a bit of it, and its exit codes."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import pytest
 import training_for_tests
 from training_for_tests import NAME, patches, same_bits
 
-from algorithms import checkpoints, metrics, mixtures
+from algorithms import checkpoints, evaluate_command, evaluation, metrics, mixtures
 from gridjax import dataset_commands
 from gridjax.__main__ import main
 from gridjax.env.datasets import load
@@ -19,6 +21,7 @@ from gridjax.env.datasets import load
 GIVEN = (
     *("--env", "Walk-line", "--algorithm", "iql", "--dataset", "random,nothing=3", "--episodes", "8"),
     *("--updates", "6", "--every", "2", "--seeds", "2", "--batch-size", "8", "--hidden", "4"),
+    "--no-evaluation",
 )
 
 
@@ -77,6 +80,21 @@ def test_a_run_is_written_and_shown(whole, run):
     assert code == 0 and err == "" and "40 steps" in out and f"gridjax evaluate {whole}" in out
     mean = table["critic_loss"][-2:].mean()
     assert f"{mean:.5g}" in out and updates(whole) == [2, 4, 6]
+
+
+def test_a_trained_agent_is_shown_on_held_out_days_beside_the_baselines(whole, tmp_path, run, monkeypatch):
+    monkeypatch.setattr(evaluation, "make", training_for_tests.make)
+    monkeypatch.setattr(evaluate_command, "make", training_for_tests.make)
+    monkeypatch.setattr(evaluate_command, "feeder_of", lambda **made_by: None)
+    monkeypatch.setattr(evaluate_command, "USUAL", ("nothing",))  # the others compile longer
+    monkeypatch.setattr(evaluate_command, "EPISODES", 30)
+    shutil.copytree(whole, tmp_path / "r")
+    code, out, err = run(*GIVEN[:-1], "--out", tmp_path / "r", "--resume")
+    assert code == 0 and err == "" and "critic_loss" in out and "30 held-out days" in out
+    assert "gridjax evaluate" not in out
+    record = json.loads((tmp_path / "r" / "evaluation" / "evaluation.json").read_text())
+    assert [row["policy"] for row in record["rows"]] == ["iql", "nothing", "random"]
+    assert np.shape(record["rows"][0]["returns"]) == (2, 30) and record["environment"]["seed"] == [1]
 
 
 def test_a_mixture_is_what_collect_writes(whole, tmp_path, monkeypatch):
@@ -213,6 +231,8 @@ def test_a_loss_that_is_not_finite_ends_with_1_and_keeps_what_was_good(tmp_path,
         (("--set", "norm=1"), "1 is not such as False"),
         (("--set", "hidden=[4.5]"), "is not such as"),
         (("--set", "extraction=magic"), "extraction 'magic' is unknown"),
+        (("--algorithm", "constrained", "--set", "costs=[1.0]"), "1 weights for 2 costs"),
+        (("--algorithm", "cql", "--set", "samples=0"), "samples 0: take at least 1"),
         (("--hidden", "0"), "256,256"),
         (("--price", "1"), "one for each of: beyond 1, power flow not solved"),
         (("--price", "-1"), "not negative"),
@@ -229,8 +249,7 @@ def test_bad_requests_end_with_2_and_a_reason(tmp_path, monkeypatch, run, more, 
     monkeypatch.chdir(tmp_path)
     code, out, err = run(*GIVEN, *more)
     assert code == 2 and out == "" and says in err and not list(tmp_path.rglob("update-*"))
-    # Nothing is collected for what cannot be trained; only update() itself knows the kinds of extraction.
-    assert not list(tmp_path.rglob("data.npz")) or "extraction" in says
+    assert not list(tmp_path.rglob("data.npz"))  # nothing is collected for what cannot be trained
 
 
 def test_a_run_is_not_written_over(whole, run):

@@ -86,8 +86,8 @@ def test_positions_have_derivatives_straight_through(one_hot):
         features, _ = mixed(True, rows, logits, space).soft(key)
         return features[0, : ladder.shape[1]].sum() if one_hot else features[0, 0]
 
-    action, log_prob = mixed(True, rows, space=space).sample(key)
-    features, same = mixed(True, rows, space=space).soft(key)
+    drawn = jax.jit(lambda of: (*of.sample(key), *of.soft(key)))
+    action, log_prob, features, same = drawn(mixed(True, rows, space=space))
     np.testing.assert_allclose(features, space.features(action), atol=1e-6)
     np.testing.assert_allclose(same, log_prob, rtol=1e-6)
     p = softmax(LOGITS[0])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "env"))
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from environments_for_tests import walk
 
 from algorithms.evaluation import VIOLATED, day_keys, evaluate, evaluate_policy, held_out, join
 from algorithms.iql import IQL
@@ -27,8 +32,14 @@ def task():
 
 
 @pytest.fixture(scope="module")
-def agents(task):
-    space, config = space_of(task[0]), IQL.config(hidden=(8,))
+def small():
+    """A walk by three positions, of which the second entry is of no account, and as many keys as wanted."""
+    return *walk(counts=(3, 2)), jax.random.split(jax.random.key(4), 200)
+
+
+@pytest.fixture(scope="module")
+def agents(small):
+    space, config = space_of(small[0]), IQL.config(hidden=(8,))
     config = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), config)
     return space, config, begin(IQL, space, seed_keys(jax.random.key(0), 2), config)
 
@@ -61,8 +72,8 @@ def test_each_held_out_day_is_played_once(task):
     assert len(np.unique(apart, axis=0)) == 6
 
 
-def test_agents_figures_are_those_of_steps_by_hand(task, agents):
-    env, params, keys = task
+def test_agents_figures_are_those_of_steps_by_hand(small, agents):
+    env, params, keys = *small[:2], small[2][:6]
     space, config, states = agents
     got = evaluate(env, params, IQL, config, space, states, keys, at_once=4)
     assert got["return"].shape == (2, 6) and got["cost"].shape == (2, 6, len(env.cost_names))
@@ -149,24 +160,26 @@ def test_nothing_counts_after_an_episodes_end(fails):
     np.testing.assert_array_equal(got["figure"], np.full((1, 3), 2.0 * full))
 
 
-def test_drawn_actions_come_from_the_distribution_and_each_episode_has_its_own(task, agents):
-    env, params, keys = task
+def test_drawn_actions_come_from_the_distribution_and_each_episode_has_its_own(small, agents):
+    env, params, keys = small
     space, config, states = agents
-    drawn = evaluate(env, params, IQL, config, space, states, keys, at_once=4, drawn=True)
-    alone = evaluate(env, params, IQL, config, space, states, keys[2:], at_once=4, drawn=True)
-    np.testing.assert_allclose(drawn["return"][:, 2:], alone["return"], rtol=1e-7)
-    # New actors begin near equal chances of all positions: taps are moved nearly as much as by chance, unlike by modes.
-    moves = evaluate_policy(env, params, random(env), keys)["tap_moves"].mean()
-    assert drawn["tap_moves"].mean() == pytest.approx(moves, rel=0.25)
+    drawn = evaluate(env, params, IQL, config, space, states, keys, at_once=80, drawn=True)
+    alone = evaluate(env, params, IQL, config, space, states, keys[60:], at_once=80, drawn=True)
+    np.testing.assert_allclose(drawn["return"][:, 60:], alone["return"], rtol=1e-7)
+    # New actors begin near equal chances of all positions: they go about as far as by chance, unlike by modes.
+    far = evaluate_policy(env, params, random(env), keys)["distance"].mean()
+    modes = evaluate(env, params, IQL, config, space, states, keys, at_once=80)["distance"].mean()
+    assert drawn["distance"].mean() == pytest.approx(far, rel=0.1) and modes != pytest.approx(far, rel=0.2)
 
 
-def test_what_does_not_go_together_is_refused(task, agents):
-    env, params, keys = task
+def test_what_does_not_go_together_is_refused(task, small, agents):
+    env, params, keys = small
     space, config, states = agents
     with pytest.raises(ValueError, match="axis of seeds"):
         evaluate(env, params, IQL, config, space, jax.tree.map(lambda a: a[0], states), keys)
     with pytest.raises(ValueError, match="not that of this environment"):
         evaluate(Bomb(5, 0.0), params, IQL, config, space, states, keys)
+    env, params, _ = task
     with pytest.raises(ValueError, match="differ in more than their days"):
         join([params, params.replace(low=params.low - 0.1)])
     with pytest.raises(ValueError, match="different seeds"):

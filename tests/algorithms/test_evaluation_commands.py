@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import sys
@@ -119,7 +120,9 @@ def test_runs_are_compared_on_the_same_days(capsys, run, tmp_path):
     assert code == 0 and f"gridjax evaluate {other}" in " ".join(err.split())
 
 
-def test_estimates_from_logs_stand_beside_the_truth(capsys, run, data):
+def test_estimates_from_logs_stand_beside_the_truth(capsys, run, data, monkeypatch):
+    small = functools.partial(from_logs.fitted.Config, hidden=(8,), batch_size=16)
+    monkeypatch.setattr(from_logs.fitted, "Config", small)
     path = run / "data.npz"
     code, out, err = gridjax(capsys, "evaluate", run, "--from-logs", path, "--updates", 30, "--seeds", 1)
     assert code == 0 and "WDR" in out and "effective episodes" in out

@@ -165,10 +165,10 @@ def test_unknown_probabilities_and_behaviours_without_chance_are_refused(data):
             log_of(changed, log_prob)
 
 
-@pytest.mark.parametrize(("samples", "finite", "discount"), [(0, True, 1.0), (4, True, 1.0), (0, False, 0.7)])
+@pytest.mark.parametrize(("samples", "finite", "discount"), [(4, True, 1.0), (0, False, 0.7)])
 def test_fitted_critic_knows_the_truth(data, samples, finite, discount):
     config = fitted.Config(
-        discount=discount, polyak=0.02, rate=3e-3, hidden=(32,), batch_size=128, updates=2500, samples=samples,
+        discount=discount, polyak=0.05, rate=1e-2, hidden=(16,), batch_size=128, updates=1000, samples=samples,
         finite=finite,
     )  # fmt: skip
     key = jax.random.key(0)

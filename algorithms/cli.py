@@ -56,7 +56,7 @@ def _add_train(sub: Any, common: argparse.ArgumentParser, whole: Any, seed: Any)
     one.add_argument(
         "--no-evaluation",
         action="store_true",
-        help="do not play it on held-out days; `gridjax evaluate` can do it later",
+        help="do not play it on held-out days; `gridjax evaluate` does so later",
     )
     one.add_argument("--tensorboard", action="store_true", help="write TensorBoard's event files too")
     one.add_argument("--float32", action="store_true", help="simulate in single precision; agents always learn in it")

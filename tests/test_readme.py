@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -24,6 +26,19 @@ def test_the_environments_page_runs_and_prints_what_it_shows():
     run = subprocess.run([sys.executable, "-c", first + second], capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert run.returncode == 0, run.stderr
     assert run.stdout == shown
+
+
+def test_the_page_of_offline_learning_runs_and_prints_what_it_shows():
+    page = (ROOT / "docs" / "offline.md").read_text()
+    code, shown = re.search(r"```python\n(.*?)```\n\nprints\n\n```text\n(.*?)```", page, re.DOTALL).groups()
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert run.returncode == 0, run.stderr
+    number = r"-?\d+\.\d+"
+    assert re.sub(number, "x", run.stdout) == re.sub(number, "x", shown)
+    # Agents that learned on another machine differ a little.
+    assert [*map(float, re.findall(number, run.stdout))] == pytest.approx(
+        [*map(float, re.findall(number, shown))], abs=0.2
+    )
 
 
 def test_the_figures_are_the_benchmark_s():

@@ -73,7 +73,7 @@ def named(
       key: of the search.
       share: of positions drawn anew by the noisy ones, see `gridjax.env.policies.noisy`; for the holding ones the
         probability that a setting changes in a step.
-      width: of their numbers' distribution; half of it for the holding ones.
+      width: of their numbers' distribution; half of it for the holding ones, whose capacitors have 1.
 
     Raises:
       ValueError: an unknown name, or an environment without classical controls.
@@ -97,9 +97,14 @@ def named(
         if name.startswith("noisy-"):
             policy = noisy(env, policy, share=share, width=width)
         elif isinstance(policy, Constant) and name.startswith("holding-"):
-            policy, memory = holding(env, policy.action, share=share, width=width / 2, tie=kinds(env))
+            policy, memory = holding(env, policy.action, share=share, width=widths(env, width / 2), tie=kinds(env))
         out.append(Behaviour(name, policy, part, memory))
     return tuple(out)
+
+
+def widths(env: Environment, width: float) -> np.ndarray:
+    """(action_size,) the width, but 1 for capacitors, which a narrow one would never switch."""
+    return np.array([1.0 if name.startswith("capacitor ") else width for name in env.action_names])
 
 
 def kinds(env: Environment) -> tuple[int, ...]:

@@ -1,0 +1,46 @@
+"""The arithmetic of the table of offline learning, and that its constants are those of the baselines."""
+
+import numpy as np
+
+from benchmarks import offline_results as results
+from gridjax.env.tasks import make
+
+
+def test_the_gap_that_is_closed():
+    rows = [
+        {"policy": "best constant action", "means": {"return": {"mean": -4.0}, "score": {"mean": -40.0}}},
+        {"policy": "search, full knowledge", "means": {"return": {"mean": -2.0}, "score": {"mean": -20.0}}},
+    ]
+    assert results.closed({"rows": rows}, -25.0) == 0.75
+    plain = [{**r, "means": {"return": r["means"]["return"]}} for r in rows]
+    assert results.closed({"rows": plain}, -5.0) == -0.5
+
+
+def test_positions_become_the_numbers_that_stand_for_them():
+    case = results.CASES[0]
+    env, params = make(case.name, days=1, **dict(case.options))
+    numbers = results.as_numbers(case, env, params, [1, 0, 32, 16, 0, 16])
+    np.testing.assert_allclose(numbers, [1, -1, 1, 0, -1, 0])
+    capacitor, position, share = env._targets(np.asarray(numbers), params)
+    np.testing.assert_array_equal(np.concatenate([capacitor, position, share]), [1, 0, 32, 16, 0, 0])
+
+
+def test_scores_and_rows_of_made_up_figures():
+    figures = {
+        "return": np.array([[-1.0, -3.0], [-2.0, -2.0]]), "steps": np.full((2, 2), 24.0),
+        "cost": np.array([[[0.5, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.25, 0.0]]]),
+        "violated": np.array([[[3.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [9.0, 0.0]]]),
+    }  # fmt: skip
+    row = results.row("agent", figures, np.array([4.0, 0.0]), np.array([-4.0, -4.0]))
+    assert row["seeds"] == [-3.0, -2.5] and row["score"][0] == -2.75  # -1 - 2, -3; -2, -2 - 1
+    assert row["violated"] == [12 / 96, 0.0]
+    assert row["gain"][0] == np.mean([-2.5 + 4, -3 + 4])
+    assert row["days"] == 2
+
+
+def test_every_case_has_recorded_baselines_and_a_training_seed_of_its_own():
+    assert results.TRAINING not in results.HELD_OUT
+    for case in results.CASES:
+        recorded = results.baseline(case.name)
+        assert len(recorded["price"]) == len(recorded["constraints"])
+        assert np.isfinite(results.closed(recorded, 0.0))

@@ -252,9 +252,9 @@ def main() -> None:
     parser.add_argument("--out", default="docs")
     options = parser.parse_args()
     path = Path(options.out) / "offline_results.json"
-    before = json.loads(path.read_text())["cases"] if path.exists() else []
     for case in (case for case in CASES if case.name in options.env):
         fresh = run(case, options.days, options.seeds, options.share)
+        before = json.loads(path.read_text())["cases"] if path.exists() else []
         before = [c for c in before if c["name"] != case.name] + [fresh]
         order = [c.name for c in CASES]
         before.sort(key=lambda c: order.index(c["name"]))

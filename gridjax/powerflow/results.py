@@ -9,8 +9,9 @@ Guarantees:
   In float64 and at a converged solution, what the sources deliver is what loads take plus losses to 1e-9 of it, or to
   the tolerance of `solve` if that is larger, and the currents at every node sum to zero but for the rounding of
   voltages times the stiffest admittance at the node (1e-8 pu beside a switch of 1e-7 ohm). In float32 voltages,
-  `losses` and `source_power` hold, but currents through elements of very low impedance are differences of nearly equal
-  numbers: use float64 for them.
+  `losses` and `source_power` hold, and currents through switches, whose ends' voltages are the same number, are those
+  that Kirchhoff's law leaves for them; through other elements of very low impedance and through sources they are
+  differences of nearly equal numbers: use float64 for these.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from gridjax.namespace import einsum, matmul
 from gridjax.powerflow.injections import factors
 from gridjax.powerflow.solve import PowerFlow
 
+STIFF = 3.0  # times the median admittance at a node
+RIDGE = 1e-5  # of the normal equations of Kirchhoff's law, so that loops of switches have a solution
 PASSIVE = ("lines", "switches", "transformers", "capacitors", "reactors", "admittances")
 
 
@@ -73,7 +76,44 @@ def _admittances(grid: Grid, point: OperatingPoint, kind: str) -> jax.Array:
 
 def currents(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> dict[str, jax.Array]:
     """Complex amperes into each element, (elements, terminals, conductors) by table name."""
-    return {kind: _currents(grid, point, flow, kind) for kind in grid.branches}
+    amps = {kind: _currents(grid, point, flow, kind) for kind in grid.branches}
+    if flow.v.dtype == jnp.complex64 and "switches" in amps:
+        amps["switches"] += _missing(grid, _node_sums(grid, point, flow, amps))
+    return amps
+
+
+def _missing(grid: Grid, sums: jax.Array) -> jax.Array:
+    """What the switches' currents lack for the currents at each node to sum to zero, (switches, 2, conductors).
+
+    With A the incidence of the closed switches' conductors on the nodes and r the sums there, the least squares
+    solution of r + A d = 0, d = -(A' W A)^-1 A' W r: exact where switches make no loop, and the smallest such d where
+    they do. The weights W are small at nodes whose other elements are stiff (sources, regulators), as r is noisy there.
+    """
+    switches = grid.branches["switches"]
+    k = switches.nodes.shape[2]
+    ends = switches.nodes.swapaxes(0, 1).reshape(2, -1)
+    conducts = jnp.abs(jnp.diagonal(switches.y_re, axis1=1, axis2=2)) > 0
+    closed = (conducts[:, :k] & conducts[:, k:]).ravel()
+    root = _trust(grid)
+    seen = root[ends] * closed[None] * jnp.array([[1.0], [-1.0]], root.dtype)
+    same = (ends[:, :, None, None] == ends[None, None]).astype(root.dtype)
+    normal = einsum("pa,paqb,qb->ab", seen, same, seen) + RIDGE * jnp.eye(ends.shape[1], dtype=root.dtype)
+    volts = grid.node_volts[ends]
+    asked = jnp.sum(seen * root[ends] * jnp.append(sums, 0.0)[ends] * (grid.base_va / volts), axis=0)
+    change = -matmul(jnp.linalg.inv(normal).astype(asked.dtype), asked) * closed
+    return jnp.stack([change, -change]).reshape(2, -1, k).swapaxes(0, 1)
+
+
+def _trust(grid: Grid) -> jax.Array:
+    """Roots of the nodes' weights, (nodes + 1,): 1 to 0, by the admittance of what is there beside switches."""
+    n = grid.shape.nodes
+    stiff = jnp.zeros(n + 1, grid.base_va.dtype)
+    for kind, branches in grid.branches.items():
+        if kind != "switches":
+            y = jnp.hypot(*(jnp.diagonal(a, axis1=1, axis2=2) for a in (branches.y_re, branches.y_im)))
+            stiff = stiff.at[branches.nodes].add(y.reshape(branches.nodes.shape))
+    usual = STIFF * jnp.median(stiff[:n])
+    return (1.0 / jnp.sqrt(1.0 + (stiff / usual) ** 2)).at[n].set(0.0)
 
 
 def _currents(grid: Grid, point: OperatingPoint, flow: PowerFlow, kind: str) -> jax.Array:
@@ -200,8 +240,13 @@ def unit_powers(grid: Grid, point: OperatingPoint, flow: PowerFlow, zone: jax.Ar
 
 def current_residual(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> jax.Array:
     """Sum of all currents out of each node, complex per unit of base power over base voltage, (nodes,)."""
+    return _node_sums(grid, point, flow, currents(grid, point, flow))
+
+
+def _node_sums(grid: Grid, point: OperatingPoint, flow: PowerFlow, amps: dict[str, jax.Array]) -> jax.Array:
+    """That of the elements' currents and of what the units draw, (nodes,)."""
     total = jnp.zeros(grid.shape.nodes + 1, flow.v.dtype)
-    for kind, i in currents(grid, point, flow).items():
+    for kind, i in amps.items():
         nodes = grid.branches[kind].nodes
         total = total.at[nodes].add(i * grid.node_volts[nodes] / grid.base_va)
     _, drawn = _unit_currents_pu(grid, point, flow)

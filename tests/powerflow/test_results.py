@@ -27,7 +27,7 @@ from gridjax.feeder import (
     Transformer,
     Winding,
 )
-from gridjax.powerflow.results import unit_powers
+from gridjax.powerflow.results import currents, loading, unit_powers
 
 # Compiling takes longer than running here.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -371,3 +371,20 @@ def test_more_buses_than_needed_change_nothing(expected):
     check_alike(longer, expected)
     volts, _ = volts_by_name(longer)
     assert volts["z.2"] == pytest.approx(volts["s.2"], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["ieee13", "ieee123"])
+def test_switches_carry_in_float32_what_they_carry_in_float64(name):
+    """Their ends' voltages are the same float32 number: the difference says nothing of the current."""
+    feeder = gridjax.feeders.load(name)
+    found = []
+    for dtype in (jnp.float64, jnp.float32):
+        grid = gridjax.compile(feeder, dtype=dtype)
+        flow = gridjax.solve(grid, grid.nominal)
+        found.append(jax.tree.map(np.asarray, (currents(grid, grid.nominal, flow), loading(grid, grid.nominal, flow))))
+    (amps, share), (single, single_share) = found
+    largest = np.abs(amps["switches"]).max()
+    assert largest > 100.0
+    np.testing.assert_allclose(single["switches"], amps["switches"], atol=1e-4 * largest)
+    for kind in ("lines", "switches"):
+        np.testing.assert_allclose(single_share[kind], share[kind], atol=1e-4)

@@ -80,9 +80,7 @@ def from_dataset(
             raise ValueError(f"best {best}: take a share above 0, at most 1")
         order = np.argsort(-returns(data), kind="stable")
         data = take(data, np.sort(order[: max(1, round(best * data.episodes))]))
-        seen = data.transitions
-    else:
-        seen = data.transitions
+    seen = data.transitions
     ends = np.append(np.diff(data.episode) != 0, True)
     action = np.asarray(seen.action, np.float32)
     action = np.where(space.discrete[None], action, np.clip(action, -LIMIT, LIMIT)).astype(np.float32)

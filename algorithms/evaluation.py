@@ -150,17 +150,19 @@ def join(params: Sequence[Any]) -> Any:
     return out
 
 
-def day_keys(env: Environment, params: Any, days: int, seed: int) -> jax.Array:
+def day_keys(
+    env: Environment, params: Any, days: int, seed: int, named: Sequence[str] = ("episode", "day")
+) -> jax.Array:
     """Keys whose resets begin every one of the days 0 to days - 1 once, in this order.
 
-    An environment whose states do not say which day they are in gets as many different keys.
+    An environment whose states do not say by one of the names which day they are in gets as many different keys.
 
     Raises:
       ValueError: no key was found for a day, as there are fewer of them.
     """
     keys = jax.random.split(jax.random.key(seed), DRAWS * days)
     shape = jax.eval_shape(env.begin, keys[0], params)
-    which = next((name for name in ("episode", "day") if hasattr(shape, name)), None)
+    which = next((name for name in named if hasattr(shape, name)), None)
     if which is None:
         return keys[:days]
     begun = jax.jit(jax.vmap(lambda key, params: getattr(env.begin(key, params), which), in_axes=(0, None)))

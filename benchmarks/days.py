@@ -15,31 +15,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
+from algorithms import evaluation
 from algorithms.evaluation import VIOLATED, room
+from algorithms.statistics import student
 from gridjax.env.environment import Environment
-
-DRAWS = 40  # keys tried for each day
 
 
 def day_keys(env: Environment, params: Any, days: int, seed: int) -> jax.Array:
-    """Keys whose resets begin every one of the days 0 to days - 1 once, in this order.
-
-    An environment whose states do not say which day they are in gets as many different keys.
-
-    Raises:
-      ValueError: no key was found for a day, as there are fewer of them.
-    """
-    keys = jax.random.split(jax.random.key(seed), DRAWS * days)
-    shape = jax.eval_shape(env.begin, keys[0], params)
-    if not hasattr(shape, "episode"):
-        return keys[:days]
-    begun = jax.jit(jax.vmap(lambda key, params: env.begin(key, params).episode, in_axes=(0, None)))
-    _, first = np.unique(np.asarray(begun(keys, params)), return_index=True)
-    if len(first) < days:
-        raise ValueError(f"only {len(first)} of {days} days begin: make the environment with more of them")
-    return keys[first[:days]]
+    """As `algorithms.evaluation.day_keys`; the recorded days of restoration were not told apart."""
+    return evaluation.day_keys(env, params, days, seed, ("episode",))
 
 
 def step_keys(key: jax.Array, t: jax.Array) -> jax.Array:
@@ -131,7 +116,5 @@ def replay(
 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """Mean and half of the 95 % interval (Student) of independent values, (n,); the latter NaN for fewer than two."""
-    n = len(values)
-    if n < 2:
-        return float(np.mean(values)), float("nan")
-    return float(np.mean(values)), float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    found = student(values)
+    return found.value, (found.high - found.low) / 2

@@ -19,7 +19,7 @@ def test_the_gap_that_is_closed():
 def test_positions_become_the_numbers_that_stand_for_them():
     case = results.CASES[0]
     env, params = make(case.name, days=1, **dict(case.options))
-    numbers = results.as_numbers(case, env, params, [1, 0, 32, 16, 0, 16])
+    numbers = results.as_numbers(case, env, [1, 0, 32, 16, 0, 16])
     np.testing.assert_allclose(numbers, [1, -1, 1, 0, -1, 0])
     capacitor, position, share = env._targets(np.asarray(numbers), params)
     np.testing.assert_array_equal(np.concatenate([capacitor, position, share]), [1, 0, 32, 16, 0, 0])

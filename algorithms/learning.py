@@ -126,8 +126,9 @@ def track(target: Any, params: Any, tau: jax.Array | float) -> Any:
 
 
 def cosine(rate: jax.Array | float, step: jax.Array, steps: jax.Array | float) -> jax.Array:
-    """A rate that falls to zero along half a cosine (I. Loshchilov and F. Hutter, 2017)."""
-    return rate * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(step / steps, 1.0)))
+    """A rate that falls to zero along half a cosine (I. Loshchilov and F. Hutter, 2017); with 0 steps it stays."""
+    done = jnp.where(steps > 0, step / jnp.maximum(steps, 1.0), 0.0)
+    return rate * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(done, 1.0)))
 
 
 def same_shape(*arrays: jax.Array) -> None:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from algorithms.batches import Batch
-from algorithms.learning import Agent, Metrics, at_least_one, minimise, numbers_only, same_shape, temporal_loss
+from algorithms.learning import Agent, Metrics, at_least_one, cosine, minimise, numbers_only, same_shape, temporal_loss
 from algorithms.networks import Design
 from algorithms.spaces import Space
 from algorithms.td3_bc import State, begin, move_actor, noisy_action, squares
@@ -38,6 +38,7 @@ class Config:
       polyak: of the slow networks.
       rate: Adam's for the critics; take about 3e-4 with batches of 256 rows.
       actor_rate: Adam's for the actor; likewise.
+      steps: updates over which both rates fall to zero along half a cosine; 0 (the paper) leaves them as they are.
       delay: updates of the critics for one of the actor.
       hidden: widths of the networks' layers.
       norm: whether critics have LayerNorm.
@@ -52,6 +53,7 @@ class Config:
     polyak: float = 0.005
     rate: float = 1e-3
     actor_rate: float = 1e-3
+    steps: float = 0.0
     delay: int = flax.struct.field(pytree_node=False, default=2)
     hidden: tuple[int, ...] = flax.struct.field(pytree_node=False, default=(256, 256, 256))
     norm: bool = flax.struct.field(pytree_node=False, default=True)
@@ -94,6 +96,8 @@ def init(key: jax.Array, config: Config, space: Space) -> State:
 def update(key: jax.Array, state: State, batch: Batch, config: Config, space: Space) -> tuple[State, Metrics]:
     """One step for the critics, and in its turn one for the actor and the slow networks."""
     design = config.design(space)
+    share = cosine(1.0, state.step, config.steps)
+    config = config.replace(rate=config.rate * share, actor_rate=config.actor_rate * share)  # type: ignore[attr-defined]
     action = noisy_action(key, state.slow_actor, batch.next_observation, config.noise, config.noise_clip, design)
     after = next_value(state.slow_critic, action, batch, config, design)
     critic, of_critic = minimise(state.critic, config.rate, temporal_loss, after, batch, config.discount, design)

@@ -1,4 +1,4 @@
-"""Flags for all tests: x64, no silent rank promotion, eight host devices; collecting garbage rarely."""
+"""Flags for all tests: x64, no silent rank promotion, eight host devices; collecting garbage rarely; the same draws."""
 
 import gc
 import importlib.metadata
@@ -13,9 +13,13 @@ if FLAG not in os.environ.get("XLA_FLAGS", ""):
         flags += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 
+import hypothesis
 import jax
 
 gc.set_threshold(200_000)  # tracing makes many objects: with the usual threshold a third of its time goes here
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+hypothesis.settings.register_profile("same", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("same")

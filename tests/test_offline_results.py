@@ -31,10 +31,11 @@ def test_scores_and_rows_of_made_up_figures():
         "cost": np.array([[[0.5, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.25, 0.0]]]),
         "violated": np.array([[[3.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [9.0, 0.0]]]),
     }  # fmt: skip
-    row = results.row("agent", figures, np.array([4.0, 0.0]), np.array([-4.0, -4.0]))
+    row = results.row("agent", figures, np.array([4.0, 0.0]), np.array([-4.0, -4.0]), np.array([1]))
     assert row["seeds"] == [-3.0, -2.5] and row["score"][0] == -2.75  # -1 - 2, -3; -2, -2 - 1
     assert row["violated"] == [12 / 96, 0.0]
     assert row["gain"][0] == np.mean([-2.5 + 4, -3 + 4])
+    assert row["violated_sunny"] == [9 / 48, 0.0]
     assert row["days"] == 2
 
 
@@ -44,3 +45,10 @@ def test_every_case_has_recorded_baselines_and_a_training_seed_of_its_own():
         recorded = results.baseline(case.name)
         assert len(recorded["price"]) == len(recorded["constraints"])
         assert np.isfinite(results.closed(recorded, 0.0))
+
+
+def test_the_sunniest_days():
+    params = make("DerControl-ieee13-v0", days=8)[1]
+    kwh = np.array([np.asarray(params.days.generation_kw)[k][:, np.asarray(params.pv_row)].sum() for k in range(8)])
+    assert set(results.sunniest(params)) == set(np.argsort(kwh)[-2:])
+    assert len(results.sunniest(make("VoltVar-ieee13-v0", days=4)[1])) == 0

@@ -169,7 +169,7 @@ def test_books_balance_and_limits_hold(seed, efficiency, idling, reserve, stored
     kvar = rng.normal(0, 60, (24, 1))
     power, kwh, books = jax.tree.map(np.asarray, jitted(s, kw, kvar, hours))
     np.testing.assert_allclose(balance(books), 0, atol=1e-9)
-    floor = min(400 * stored, 4 * reserve)
+    floor = min(400 * stored, float(s.kwh_reserve[0]))
     assert (np.asarray(kwh) >= floor).all() and (np.asarray(kwh) <= 400).all()
     before = np.concatenate([[[400 * stored]], kwh[:-1]])
     assert not ((kwh < before) & (before <= float(s.kwh_reserve[0]))).any()

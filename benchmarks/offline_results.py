@@ -39,7 +39,7 @@ from gridjax.env.tasks import feeder_of, make
 
 TRAINING, HELD_OUT, SEEDS = 0, tuple(range(1, 11)), 10  # seed 30 chose the agents' numbers
 SUNNY = 0.25  # share of the days that are called high-PV
-REBRAC: dict[str, Any] = {"hidden": (128, 128), "noise": 0.03, "noise_clip": 0.06, "critic_penalty": 0.0}
+REBRAC: dict[str, Any] = {"hidden": (64, 64), "noise": 0.03, "noise_clip": 0.06, "critic_penalty": 0.0}
 IQL: dict[str, Any] = {"hidden": (64, 64), "norm": True, "rate": 1e-3, "actor_rate": 1e-3}
 
 
@@ -99,9 +99,9 @@ class Case:
 NUMBERS = (("actions", "continuous"),)
 CASES = (
     Case(
-        "VoltVar-ieee13-v0", 40_000, 0.1, 0.08, 0.95,
+        "VoltVar-ieee13-v0", 20_000, 0.1, 0.08, 0.95,
         (
-            Learner("rebrac", 40_000, REBRAC | {"actor_penalty": 0.05}, rows=2048),
+            Learner("rebrac", 30_000, REBRAC | {"actor_penalty": 0.05}, rows=512),
             Learner("iql", 4000, IQL | {"temperature": 50.0}),
         ),
         options=NUMBERS,
@@ -109,7 +109,7 @@ CASES = (
     Case(
         "VoltVar-ieee34-v0", 5000, 0.1, 0.12, 0.97,
         (
-            Learner("rebrac", 15_000, REBRAC | {"hidden": (64, 64), "actor_penalty": 0.3}),
+            Learner("rebrac", 15_000, REBRAC | {"actor_penalty": 0.3}),
             Learner("iql", 4000, IQL | {"temperature": 5.0}),
         ),
         options=NUMBERS,
@@ -117,7 +117,7 @@ CASES = (
     Case(
         "VoltVar-ieee123-v0", 5000, 0.1, 0.06, 0.8,
         (
-            Learner("rebrac", 10_000, REBRAC | {"hidden": (64, 64), "actor_penalty": 0.3}),
+            Learner("rebrac", 10_000, REBRAC | {"actor_penalty": 0.3}),
             Learner("iql", 4000, IQL | {"temperature": 30.0}),
         ),
         options=NUMBERS,
@@ -125,8 +125,8 @@ CASES = (
     Case(
         "DerControl-ieee123-v0", 20_000, 0.3, 0.3, 0.9,
         (
-            Learner("rebrac", 40_000, REBRAC | {"actor_penalty": 0.05}, rows=1024),
-            Learner("rebrac", 40_000, REBRAC | {"actor_penalty": 0.05}, rows=1024, dearer=(5.0, 1.0)),
+            Learner("rebrac", 20_000, REBRAC | {"actor_penalty": 0.05}),
+            Learner("rebrac", 20_000, REBRAC | {"actor_penalty": 0.05}, dearer=(5.0, 1.0)),
             Learner("iql", 4000, IQL | {"temperature": 10.0}),
         ),
         defaults=((0.0, 1.0, 0.0, 1.0), (-0.2, 0.6, 0.0, 0.5), (-0.2, 0.8, 0.0, 0.0)), scale=1 / 5000, broadcast=True,

@@ -41,6 +41,7 @@ from algorithms.learning import (
     imitation_loss,
     learner,
     minimise,
+    released,
     same_shape,
     temporal_loss,
     track,
@@ -184,7 +185,8 @@ def update(key: jax.Array, state: State, batch: Batch, config: Config, space: Sp
 
     cost_value, of_k = minimise(state.cost_value, config.rate, cost_value_loss, c, weight, batch, design)
     k, k_after = design.v(cost_value.params, both)
-    control = controlled(state.control, (1.0 - config.discount) * jnp.mean(k), config)
+    cost_value, cost = released(cost_value, (1.0 - config.discount) * jnp.mean(k))
+    control = controlled(state.control, cost, config)
     rate = cosine(config.actor_rate, state.step, config.steps)
     actor, of_actor = minimise(state.actor, rate, imitation_loss, weight, batch, design)
 

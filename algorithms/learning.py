@@ -21,6 +21,7 @@ import optax
 
 from algorithms.batches import Batch
 from algorithms.networks import Design
+from algorithms.private import Release, noisy_mean
 from algorithms.spaces import Space
 
 Metrics = dict[str, jax.Array]
@@ -48,10 +49,17 @@ class Agent(NamedTuple):
 
 @flax.struct.dataclass
 class Learner:
-    """Parameters and the moments of Adam (D. P. Kingma and J. Ba, 2015)."""
+    """Parameters and the moments of Adam (D. P. Kingma and J. Ba, 2015).
+
+    Attributes:
+      params: what is learned.
+      moments: of Adam.
+      release: how the data may be told of while a private update runs (`algorithms.private_training`); else None.
+    """
 
     params: Any
     moments: Any
+    release: Release | None = None
 
 
 def learner(params: Any) -> Learner:
@@ -62,12 +70,21 @@ def learner(params: Any) -> Learner:
 def descend(of: Learner, gradient: Any, rate: jax.Array | float) -> Learner:
     """One step of Adam."""
     change, moments = _adam(rate).update(gradient, of.moments)
-    return Learner(optax.apply_updates(of.params, change), moments)
+    return Learner(optax.apply_updates(of.params, change), moments, of.release)
+
+
+def released(of: Learner, tree: Any) -> tuple[Learner, Any]:
+    """Numbers of the batch as they may be kept; in a private update those of all trajectories, clipped and noisy."""
+    if of.release is None:
+        return of, tree
+    release, tree = noisy_mean(of.release, tree)
+    return Learner(of.params, of.moments, release), tree
 
 
 def minimise(of: Learner, rate: jax.Array | float, loss: Callable[..., Any], *args: Any) -> tuple[Learner, Metrics]:
     """One step of Adam on `loss(params, *args) -> (loss, metrics)`; returns the metrics."""
     gradient, metrics = jax.grad(loss, has_aux=True)(of.params, *args)
+    of, gradient = released(of, gradient)
     return descend(of, gradient, rate), metrics
 
 

@@ -104,7 +104,7 @@ def composed(spent: Spent, delta: float, interval: float = FINE) -> float:
     if "pld" in groups and "gaussian" in groups:  # a Gaussian is a privacy loss distribution too
         groups["pld"] += groups.pop("gaussian")
     part = delta / max(len(groups), 1)
-    return sum(_RULES[name](tuple(of), part, interval) for name, of in groups.items())
+    return float(sum(_RULES[name](tuple(of), part, interval) for name, of in groups.items()))
 
 
 def epsilon_of_zcdp(rho: float, delta: float) -> float:

@@ -95,12 +95,15 @@ def composed(spent: Spent, delta: float, interval: float = FINE) -> float:
         raise ValueError("a negative number of rounds: take 0 or more")
     if len({m.adjacency for m, _ in spent}) > 1:
         raise ValueError("mechanisms of several adjacencies do not compose: account for all of them with one of them")
-    spent = tuple((m, rounds) for m, rounds in spent if rounds)
-    if any(m.noise_multiplier == 0 for m, _ in spent):
-        return math.inf
-    groups: dict[str, list[tuple[Mechanism, int]]] = {}
+    totals: dict[Mechanism, int] = {}
     for mechanism, rounds in spent:
-        groups.setdefault(mechanism.accountant, []).append((mechanism, rounds))
+        totals[mechanism] = totals.get(mechanism, 0) + rounds
+    groups: dict[str, list[tuple[Mechanism, int]]] = {}
+    for mechanism, rounds in totals.items():
+        if rounds and mechanism.noise_multiplier == 0:
+            return math.inf
+        if rounds:
+            groups.setdefault(mechanism.accountant, []).append((mechanism, rounds))
     if "pld" in groups and "gaussian" in groups:  # a Gaussian is a privacy loss distribution too
         groups["pld"] += groups.pop("gaussian")
     part = delta / max(len(groups), 1)

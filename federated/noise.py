@@ -14,6 +14,7 @@ holds for ideal arithmetic; `federated.statement` says so.
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -48,6 +49,21 @@ def gaussian(key: jax.Array, tree: Tree, std: jax.Array | float) -> Tree:
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     keys = jax.random.split(key, max(len(leaves), 1))
     return jax.tree.unflatten(structure, [_noisy(keys[i], leaf, std) for i, leaf in enumerate(leaves)])
+
+
+def noise_to_clip(noise_multiplier: float, entries: int, expected: float) -> float:
+    """How large a round's noise is beside the largest update of one client: z sqrt(d) / m.
+
+    Noise of z C on each of d entries has a norm of about z C sqrt(d), and the mean divides it by m. If all clients
+    agreed and none were below the bound, their mean would have norm C: beyond a ratio of about 1 noise moves the
+    parameters more than learning does in a round. Over T rounds it grows by sqrt(T), and learning by at most T.
+
+    Args:
+      noise_multiplier: z.
+      entries: d, numbers in an update.
+      expected: m, the denominator.
+    """
+    return noise_multiplier * math.sqrt(entries) / expected
 
 
 def fresh_key() -> jax.Array:

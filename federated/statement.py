@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -92,7 +93,7 @@ class PrivacyStatement:
         )
         parts += [("Who must be trusted", list(self.trusted)), ("What was released, and to whom", list(self.released))]
         parts.append(("Released besides, and not covered by this statement", list(self.unaccounted) or ["Nothing."]))
-        return "\n".join(f"{head}\n" + "".join(f"  - {line}\n" for line in lines) for head, lines in parts)
+        return "\n".join(f"{head}\n" + "".join(map(_item, lines)) for head, lines in parts)
 
     def to_json(self) -> str:
         """The fields as JSON text; an infinite epsilon is the string "infinite"."""
@@ -252,6 +253,10 @@ def _who(m: Mechanism, units: str) -> str:
             f"{m.sampler.most} at random)"
         )
     return f"{m.sampler.size} of {m.clients} {units}, drawn without replacement"
+
+
+def _item(line: str) -> str:
+    return "  - " + "\n    ".join(textwrap.wrap(line, 96, break_long_words=False, break_on_hyphens=False)) + "\n"
 
 
 def _upwards(epsilon: float) -> str:

@@ -83,23 +83,27 @@ def draw(key: jax.Array, data: Trajectories, rate: jax.Array | float, most: int)
 
     Args:
       key: of the draw.
-      data: all trajectories.
-      rate: q, the probability of each.
+      data: all trajectories; those with `present` 0 are padding and are never drawn.
+      rate: q, the probability of each, above 0 and at most 1.
       most: places, static; where more were drawn, a uniformly random subset of so many stays.
 
     Returns:
       As many trajectories as `most`; the places of those that were not drawn have `present` 0.
 
     Raises:
-      ValueError: more places than trajectories, or none.
+      ValueError: more places than trajectories, or none; a rate that is no probability.
     """
     count = data.length.shape[0]
+    if isinstance(rate, int | float) and not 0 < rate <= 1:
+        raise ValueError(f"rate {rate}: take a probability above 0, at most 1")
     if not 1 <= most <= count:
         raise ValueError(f"{most} places for {count} trajectories: take at least 1 and at most {count}")
     # Of independent uniform numbers, those below q are the drawn ones, and the smallest of them a uniform subset.
-    smallest, index = jax.lax.top_k(-jax.random.uniform(key, (count,)), most)
+    # Padding (present 0) must come last, or it would take places away.
+    chance = jnp.where(data.present > 0, jax.random.uniform(key, (count,)), 2.0)
+    smallest, index = jax.lax.top_k(-chance, most)
     drawn = jax.tree.map(lambda leaf: leaf[index], data)
-    return drawn.replace(present=drawn.present * (-smallest < rate))
+    return drawn.replace(present=jnp.where(-smallest < rate, drawn.present, 0.0))  # type: ignore[attr-defined]
 
 
 def update(

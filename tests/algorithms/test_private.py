@@ -20,14 +20,17 @@ from algorithms.learning import Agent, Learner
 from algorithms.private import AXIS, Private
 
 PLACES = 4
-# Noisy sums of an update: the losses of each module's text, and the constrained agent's mean cost.
-COUNTED = {"bc": 1, "awr": 2, "cql": 3, "iql": 3, "td3_bc": 2, "rebrac": 2, "constrained": 6}
+# Noisy sums of an update: the losses of each module's text (CQL's in the Lagrange form), and the constrained agent's
+# mean cost.
+COUNTED = {"bc": 1, "awr": 2, "cql": 4, "iql": 3, "td3_bc": 2, "rebrac": 2, "constrained": 6}
 FREE = Private(clip=1e9, noise_multiplier=0.0, expected=PLACES)
+CLIPPED = Private(clip=0.3, noise_multiplier=0.0, expected=2.0)
 
 
 def settings(name, **numbers):
     agent = AGENTS[name]
-    still = {"rate": 0.0, "actor_rate": 0.0, "multiplier_rate": 0.0, "hidden": (4,), "samples": 2, **numbers}
+    still = {"rate": 0.0, "actor_rate": 0.0, "multiplier_rate": 0.0}
+    still |= {"hidden": (4,), "samples": 2, "lagrange": True, **numbers}
     return agent, agent.config(**{k: v for k, v in still.items() if k in agent.config.__dataclass_fields__})
 
 
@@ -38,9 +41,9 @@ def some(count=PLACES):
 
 
 @functools.cache
-def program(name, lagrange=False):
+def program(name):
     """(noise key, drawn, static setting) -> state after one update of a new agent."""
-    agent, config = settings(name, **({"lagrange": True} if lagrange else {}))
+    agent, config = settings(name)
     state = agent.init(jax.random.key(0), config, LQ)
 
     @functools.partial(jax.jit, static_argnames="setting")
@@ -48,6 +51,13 @@ def program(name, lagrange=False):
         return training.update(key, state, drawn, agent=agent, config=config, space=LQ, private=setting)[0]
 
     return state, run
+
+
+@functools.cache
+def refreshed(name):
+    state, _ = program(name)
+    agent, config = settings(name)
+    return jax.jit(lambda batch: agent.refresh(state, batch, config, LQ))
 
 
 def told(state, smoothing=0.01):
@@ -72,7 +82,7 @@ def without(drawn, place):
 
 
 @pytest.mark.parametrize("name", COUNTED)
-def test_without_clip_and_noise_it_is_the_mean_of_the_trajectories_gradients(name):
+def test_it_is_the_sum_of_the_trajectories_clipped_gradients(name):
     """Each trajectory's by the agent's plain update, with the randomness that the private update gives its place."""
     state, run = program(name)
     agent, config = settings(name)
@@ -81,31 +91,33 @@ def test_without_clip_and_noise_it_is_the_mean_of_the_trajectories_gradients(nam
     parts = []
     for place, own in enumerate(jax.random.split(jax.random.split(key)[1], PLACES)):
         batch = jax.tree.map(lambda leaf, place=place: leaf[place], drawn.batch)
-        batch = batch if agent.refresh is None else agent.refresh(state, batch, config, LQ)
+        batch = batch if agent.refresh is None else refreshed(name)(batch)
         parts.append(told(plain(jax.random.split(own)[1], batch)))
-    wanted = jax.tree.map(lambda *x: np.mean(x, axis=0), *parts)
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), told(run(key, drawn, FREE)), wanted
-    )
+    found = told(run(key, drawn, CLIPPED))
+    for k, release in enumerate(found):
+        scales = [min(1.0, CLIPPED.clip / max(size(part[k]), 1e-30)) for part in parts]
+        trees = [jax.tree.map(lambda leaf, f=f: f * leaf, part[k]) for part, f in zip(parts, scales, strict=True)]
+        wanted = jax.tree.map(lambda *x: np.sum(x, axis=0) / CLIPPED.expected, *trees)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=2e-6), release, wanted)
 
 
-@pytest.mark.parametrize("name", ["bc", "awr", "iql"])
-def test_with_trajectories_of_one_length_it_is_the_batchs_gradient(name):
+@pytest.mark.parametrize("name", ["awr", "iql"])
+def test_without_clip_and_noise_it_is_the_batchs_gradient(name):
+    """All trajectories are present and of one length."""
     state, run = program(name)
     agent, config = settings(name)
     data = rows(from_dataset(lq_data(), LQ), jnp.arange(PLACES * 8))
-    batch = data if agent.refresh is None else agent.refresh(state, data, config, LQ)
-    wanted = told(agent.update(jax.random.key(0), state, batch, config, LQ)[0])
+    batch = data if agent.refresh is None else refreshed(name)(data)
+    wanted = told(jax.jit(lambda batch: agent.update(jax.random.key(0), state, batch, config, LQ)[0])(batch))
     found = told(run(jax.random.key(1), training.trajectories(data), FREE))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), found, wanted)
 
 
-@pytest.mark.parametrize("name,lagrange", [*((name, False) for name in COUNTED), ("cql", True)])
-def test_one_trajectory_moves_no_sum_by_more_than_the_clip(name, lagrange):
+@pytest.mark.parametrize("name", COUNTED)
+def test_one_trajectory_moves_no_sum_by_more_than_the_clip(name):
     """Neither an ordinary one nor one whose numbers are huge; one that is not finite moves nothing."""
-    _, run = program(name, lagrange)
-    clip = 0.01
-    setting = Private(clip, 0.0, 1.0)
+    _, run = program(name)
+    most = CLIPPED.clip / CLIPPED.expected
     plain = some()
     reward = plain.batch.reward.at[2].set(1e12)
     reward = reward.at[3, 0].set(jnp.nan)
@@ -116,15 +128,15 @@ def test_one_trajectory_moves_no_sum_by_more_than_the_clip(name, lagrange):
     )  # fmt: skip
     drawn = plain.replace(batch=wild)
     key = jax.random.key(3)
-    whole = told(run(key, drawn, setting))
-    assert len(whole) == COUNTED[name] + (name == "cql")  # the multiplier's learner is there without Lagrange too
+    whole = told(run(key, drawn, CLIPPED))
+    assert len(whole) == COUNTED[name]
     for place in range(PLACES):
         moved = [
-            size(difference(a, b)) for a, b in zip(whole, told(run(key, without(drawn, place), setting)), strict=True)
+            size(difference(a, b)) for a, b in zip(whole, told(run(key, without(drawn, place), CLIPPED)), strict=True)
         ]
-        assert max(moved) <= clip * (1 + 1e-4)
-        if place < 2:
-            assert min(moved[:1]) > 0.5 * clip
+        assert max(moved) <= most * (1 + 1e-4)
+        if place == 2 and name != "bc":  # which sees neither rewards nor costs
+            assert max(moved) > 0.999 * most
         if place == 3:
             assert max(moved) == 0
 
@@ -172,19 +184,17 @@ def test_the_noise_is_there_once_with_its_variance(monkeypatch):
         return jax.tree.map(lambda x: jax.lax.psum(x, AXIS) / setting.expected, noisy)
 
     monkeypatch.setattr(private, "gaussian_release", wrong)
-    program.cache_clear()
-    assert not holds(noises(program("iql")[1], setting, 10), 3.0 * 0.5 / 2.0)
-    program.cache_clear()
+    assert not holds(noises(program.__wrapped__("bc")[1], setting), 3.0 * 0.5 / 2.0)
 
 
-@pytest.mark.parametrize("name,lagrange", [*((name, False) for name in COUNTED), ("cql", True)])
+@pytest.mark.parametrize("name,lagrange", [*((name, True) for name in COUNTED), ("cql", False)])
 def test_releases_are_counted(name, lagrange, monkeypatch):
     """As the module's text says, as the program has them, and as the steps that are taken while it is traced."""
-    agent, config = settings(name, **({"lagrange": True} if lagrange else {}))
+    agent, config = settings(name, lagrange=lagrange)
     calls = []
     noisy = learning.noisy_mean
     monkeypatch.setattr(learning, "noisy_mean", lambda *args: calls.append(1) or noisy(*args))
-    assert training.releases(agent, config, LQ) == len(calls) == COUNTED[name] + lagrange
+    assert training.releases(agent, config, LQ) == len(calls) == COUNTED[name] - (not lagrange)
 
 
 def test_releases_of_the_same_trajectories_are_one_mechanism():
@@ -265,8 +275,13 @@ def test_truncated_poisson():
     np.testing.assert_allclose(often, mean, atol=4.5 * np.sqrt(0.25 * 0.75 / 4000))
     for one in np.asarray(drawn.length)[:50]:
         assert len(set(one)) == 12
-    with pytest.raises(ValueError, match="41 places for 40 trajectories"):
-        training.draw(jax.random.key(0), data, 0.1, 41)
+    padded = data.replace(present=(jnp.arange(40) >= 20).astype(jnp.float32))
+    one = training.draw(jax.random.key(0), padded, 1.0, 20)
+    assert set(np.asarray(one.length)) == set(range(20, 40)) and one.present.sum() == 20
+    assert training.draw(jax.random.key(0), padded, 1.0, 30).present.sum() == 20
+    for rate, most, message in ((0.1, 41, "41 places for 40"), (0.1, 0, "0 places"), (1.2, 4, "rate 1.2")):
+        with pytest.raises(ValueError, match=message):
+            training.draw(jax.random.key(0), data, rate, most)
 
 
 def test_settings_that_make_no_sense_are_refused():
@@ -293,3 +308,40 @@ def test_the_chain_is_learned_with_mild_noise(name):
     act = config.design(CHAIN).act(state.actor.params, jnp.eye(5, dtype=jnp.float32)).mode()
     value, _ = Chain().worth(np.asarray(act)[:, 0])
     assert (value / Chain().best()).min() > 0.9
+
+
+def test_many_clients_side_by_side_on_devices():
+    """A vmap over clients, and a shard_map over devices: the same as one client after the other."""
+    agent, config = settings("bc", rate=1e-2)
+    state = agent.init(jax.random.key(0), config, LQ)
+    setting = Private(clip=0.1, noise_multiplier=0.3, expected=2.0, rows=5)
+    step = functools.partial(training.update, agent=agent, config=config, space=LQ, private=setting)
+
+    data = some(12)
+
+    def one(key):
+        after, _ = training.train(key, state, data, step, rate=0.3, most=6, updates=2)
+        return after.actor.params
+
+    keys = jax.random.split(jax.random.key(1), 4)
+    alone = [jax.jit(one)(key) for key in keys]
+    mesh = jax.make_mesh((2,), ("clients",), axis_types=(jax.sharding.AxisType.Auto,))
+    place = jax.sharding.PartitionSpec("clients")
+    # With check_vma JAX 0.10 fails on any collective over a vmap's axis within a shard_map.
+    spread = jax.shard_map(jax.vmap(one), mesh=mesh, in_specs=place, out_specs=place, check_vma=False)
+    for together in (jax.jit(jax.vmap(one))(keys), jax.jit(spread)(keys)):
+        for k in range(4):
+            jax.tree.map(lambda a, b, k=k: np.testing.assert_allclose(a[k], b, atol=1e-6), together, alone[k])
+
+
+def test_releases_of_one_draw_cost_more_than_of_several():
+    """Three releases an update that share their trajectories are not three updates: epsilon is larger by two thirds."""
+    pytest.importorskip("dp_accounting")
+    from federated.accounting import epsilon
+    from federated.mechanism import Mechanism
+    from federated.sampling import Poisson
+
+    def claim(z, updates):
+        return epsilon(Mechanism(z, Poisson(0.05, 120), 1000, "add-or-remove"), updates, 1e-5)
+
+    assert claim(training.joint_multiplier(2.0, 3), 20) > 1.5 * claim(2.0, 3 * 20)

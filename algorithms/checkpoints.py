@@ -146,8 +146,8 @@ def save(folder: str | Path, header: Mapping[str, Any], states: Any, *, keep: in
     return place
 
 
-def check(path: str | Path) -> dict[str, Any]:
-    """The header of a checkpoint, every byte of which is as it was written.
+def check(path: str | Path, kind: str = FORMAT) -> dict[str, Any]:
+    """The header of a checkpoint of this format, every byte of which is as it was written.
 
     Raises:
       ValueError: it is half written, damaged, or not one of this gridjax; the message names it and what is wrong.
@@ -166,16 +166,17 @@ def check(path: str | Path) -> dict[str, Any]:
         if sums.get(name) != _sum(file):
             raise ValueError(f"{path} is damaged: {name} is not what was written")
     out = json.loads((path / "header.json").read_text(encoding="utf-8"))
-    if out.get("format") != FORMAT or out.get("version") != VERSION:
-        raise ValueError(f"{path} is of format {out.get('format')!r} {out.get('version')!r}, not {FORMAT!r} {VERSION}")
+    if out.get("format") != kind or out.get("version") != VERSION:
+        raise ValueError(f"{path} is of format {out.get('format')!r} {out.get('version')!r}, not {kind!r} {VERSION}")
     return out
 
 
-def newest(folder: str | Path) -> tuple[Path, dict[str, Any], list[str]] | None:
+def newest(folder: str | Path, kind: str = FORMAT) -> tuple[Path, dict[str, Any], list[str]] | None:
     """The last whole checkpoint of a run.
 
     Args:
       folder: of the run, or a checkpoint of one.
+      kind: the format.
 
     Returns:
       Its folder, its header, and of each newer one what is wrong with it; or None if there is no checkpoint at all.
@@ -188,7 +189,7 @@ def newest(folder: str | Path) -> tuple[Path, dict[str, Any], list[str]] | None:
     wrong: list[str] = []
     for place in places:
         try:
-            return place, check(place), wrong
+            return place, check(place, kind), wrong
         except ValueError as error:
             wrong.append(str(error))
     if wrong:
@@ -212,15 +213,24 @@ def restore(path: str | Path, agent: Agent, config: Any, space: Space, seeds: in
     Raises:
       ValueError: they are not such an agent's.
     """
-    target = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes(agent, config, space, seeds))
+    return restored(path, shapes(agent, config, space, seeds), f"this {agent.name}")
+
+
+def restored(path: str | Path, like: Any, what: str) -> Any:
+    """The arrays of a checkpoint that `check` has passed, of the shapes and types of `like`.
+
+    Raises:
+      ValueError: they are not such.
+    """
+    target = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), like)
     try:
         with orbax.StandardCheckpointer() as reader:
             found = reader.restore(Path(path).resolve() / "states", target)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not of this {agent.name}: take the gridjax that wrote it ({error})") from error
+        raise ValueError(f"{path} is not of {what}: take the gridjax that wrote it ({error})") from error
     wanted = [(a.shape, a.dtype) for a in jax.tree.leaves(target)]
     if [(a.shape, a.dtype) for a in jax.tree.leaves(found)] != wanted:
-        raise ValueError(f"{path} is not of this {agent.name}'s networks: take the gridjax that wrote it")
+        raise ValueError(f"{path} is not of {what}'s networks: take the gridjax that wrote it")
     return jax.tree.map(lambda a: jnp.array(a, copy=True), found)
 
 

@@ -11,7 +11,6 @@ import dataclasses
 import math
 import shlex
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -31,6 +30,7 @@ from algorithms.agents import AGENTS
 from algorithms.batches import Batch, from_dataset
 from algorithms.learning import Agent
 from algorithms.spaces import Space, space_of
+from algorithms.stopping import signals
 from gridjax.commands import Refused, check_folder
 from gridjax.drawing import printable
 from gridjax.env.device_view import device_view
@@ -216,7 +216,7 @@ def _go(run: _Run, found: tuple[Path, dict[str, Any]] | None, errors: Console) -
         checkpoints.set_aside(run.out, done)
     metrics.trim(run.out / "metrics.csv", done)
     board = metrics.tensorboard(run.out / "tensorboard", options.seeds, done) if options.tensorboard else nullcontext()
-    with board as scalars, _bar(run, done, errors) as advance, _signals() as caught:
+    with board as scalars, _bar(run, done, errors) as advance, signals() as caught:
         times: list[tuple[int, float]] = []
 
         def seen(done: int, states: Any, values: Mapping[str, Any]) -> None:
@@ -241,26 +241,6 @@ def _rate(times: list[tuple[int, float]]) -> float:
     """Updates per second, without the first chunk, which compiles."""
     (first, start), (last, end) = times[0] if times else (0, 0.0), times[-1] if times else (0, 0.0)
     return (last - first) / (end - start) if last > first else 0.0
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects the first SIGINT and SIGTERM; a second one acts as it always does."""
-    caught: list[int] = []
-    old: dict[int, Any] = {}
-
-    def note(number: int, frame: Any) -> None:
-        del frame
-        caught.append(number)
-        signal.signal(number, old[number])
-
-    if threading.current_thread() is threading.main_thread():
-        old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

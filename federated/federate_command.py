@@ -1,0 +1,395 @@
+"""`gridjax federate`: utilities learn one policy together, and what it cost of their privacy is stated.
+
+As the commands of `gridjax.commands`: takes the parsed options and two consoles (results, messages), returns the exit
+code. The run's folder gets checkpoints, `rounds.csv`, `statement.json` and `.txt`, `results.json`, pictures, and for
+each utility a folder that `gridjax evaluate` takes. A run that is stopped by SIGINT or SIGTERM ends its round, keeps a
+checkpoint and returns 130 or 143.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import math
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from algorithms import checkpoints
+from algorithms.evaluation import evaluate_policy
+from algorithms.learning import Agent
+from algorithms.stopping import signals
+from federated import charts
+from federated import federation as rounds_of
+from federated.accounting import Budget, Ledger, noise_multiplier_for
+from federated.clipping import Adaptive
+from federated.federation import Plan
+from federated.learning import agent_work
+from federated.mechanism import Mechanism
+from federated.noise import fresh_key
+from federated.round import Federation, round_bytes
+from federated.sampling import Everyone, Poisson, Sampler
+from federated.settings import OPTIMISERS, RULES, Settings, read
+from federated.statement import PrivacyStatement, stated
+from federated.utilities import Utility, clients_of, configured, days_of, played, score, utility
+from gridjax.commands import Refused, check_folder
+from gridjax.drawing import printable
+from gridjax.env import policies
+
+FORMAT = "gridjax federation"
+UNACCOUNTED = (
+    "Each round's mean losses and norms, which rounds.csv holds: to whoever runs this simulation. A deployment keeps "
+    "them at the clients.",
+    "The settings of the run, chosen by people who may have seen results on the same data.",
+)
+
+
+@flax.struct.dataclass
+class Saved:
+    """What a checkpoint holds; `step` (1,) are the rounds, by which it is named."""
+
+    step: jax.Array
+    progress: rounds_of.Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is to be done, and where it is kept."""
+
+    settings: Settings
+    plan: Plan
+    utilities: tuple[Utility, ...]
+    agent: Agent
+    config: Any
+    delta: float
+    out: Path
+    head: dict[str, Any]
+
+
+class _Stopped(Exception):
+    """By a signal, after a checkpoint."""
+
+
+def federate(options: argparse.Namespace, console: Console, errors: Console) -> int:
+    """Runs a federation; 130 and 143 where it was stopped."""
+    known: Mapping[str, Agent] = options.agents()
+    settings = read(options.config)
+    if settings.algorithm not in known:
+        raise Refused(f"no algorithm {settings.algorithm!r}: choose one of {', '.join(known)}")
+    out = options.out or Path("runs") / options.config.stem
+    if options.out:
+        check_folder(out)
+    found = _found(out, options.resume, errors)
+    out.mkdir(parents=True, exist_ok=True)
+    run = prepared(settings, known[settings.algorithm], out, errors)
+    began = time.perf_counter()
+    try:
+        progress, ledgers = _go(run, found, errors)
+    except _Stopped as stop:
+        number, done = stop.args
+        which = signal.Signals(number).name
+        errors.print(Text(f"gridjax: {which} after {done} rounds; --resume goes on from there"), soft_wrap=True)
+        return 128 + number
+    return _close(run, progress, ledgers, time.perf_counter() - began, console, errors)
+
+
+def prepared(settings: Settings, agent: Agent, out: Path, errors: Console) -> Run:
+    """Utilities with their logs, and the plan.
+
+    Raises:
+      Refused: a combination that has no claim, or a budget that allows no round.
+    """
+    utilities = tuple(utility(owner, out, errors) for owner in settings.utilities)
+    config = configured(agent, settings)
+    samplers = tuple(_sampler(settings, owner.clients) for owner in settings.utilities)
+    delta, z = _promise(settings, samplers)
+    works = tuple(
+        agent_work(
+            agent, config, one.space, steps=settings.steps, batch_size=settings.batch_size, shared=settings.shared,
+            prox=settings.prox, rate=float(getattr(config, "actor_rate", getattr(config, "rate", 0.0))),
+        )
+        for one in utilities
+    )  # fmt: skip
+    expected = sum(s.expected(owner.clients) for s, owner in zip(samplers, settings.utilities, strict=True))
+    p = settings.privacy
+    federation = Federation(
+        works, OPTIMISERS[settings.optimiser](settings.rate), RULES[settings.rule], settings.compression,
+        bound=None if p is None else Adaptive() if isinstance(p.bound, str) else p.bound,
+        noise_multiplier=z, expected=expected if p is not None else 0.0,
+    )  # fmt: skip
+    budget = Budget(p.epsilon, delta) if p is not None and math.isfinite(p.epsilon) else None
+    plan = Plan(federation, samplers, "zero-out" if p is None else p.adjacency, budget)  # type: ignore[arg-type]
+    head = {
+        "format": FORMAT, "version": checkpoints.VERSION, "settings": _plain(settings), "noise_multiplier": z,
+        "data": {one.owner.name: one.data.fingerprint for one in utilities},
+        "source": checkpoints.source_version(),
+    }  # fmt: skip
+    return Run(settings, plan, utilities, agent, config, delta, out, head)
+
+
+def _sampler(settings: Settings, clients: int) -> Sampler:
+    if settings.share == 1:
+        return Everyone()
+    mean = settings.share * clients
+    return Poisson(settings.share, max(1, math.ceil(mean + 4 * math.sqrt(mean))))
+
+
+def _promise(settings: Settings, samplers: tuple[Sampler, ...]) -> tuple[float, float]:
+    """delta, and the noise multiplier: the one asked for, or the least for the budget and all rounds."""
+    p = settings.privacy
+    if p is None:
+        return 0.1 / settings.clients, 0.0
+    delta = 0.1 / settings.clients if p.delta is None else p.delta
+    if p.noise_multiplier is not None:
+        return delta, p.noise_multiplier
+    groups = zip(samplers, settings.utilities, strict=True)
+    adjacency: Any = p.adjacency
+    each = {(s, owner.clients) for s, owner in groups}
+    return delta, max(noise_multiplier_for(p.epsilon, delta, settings.rounds, s, n, adjacency) for s, n in each)
+
+
+def _found(out: Path, resume: bool, errors: Console) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint to go on from, if there is one."""
+    if not resume:
+        if any((out / "checkpoints").glob("update-*")):
+            raise Refused(f"{out} holds a run: go on with it by --resume, or take another --out")
+        return None
+    found = checkpoints.newest(out, FORMAT)
+    if found is None:
+        errors.print(Text(f"gridjax: {out} has no checkpoint yet: it begins anew"), soft_wrap=True)
+        return None
+    path, head, wrong = found
+    for text in wrong:
+        errors.print(Text(f"gridjax: {text}; {path.name} is taken"), soft_wrap=True)
+    return path, head
+
+
+def _go(
+    run: Run, found: tuple[Path, dict[str, Any]] | None, errors: Console
+) -> tuple[rounds_of.Progress, tuple[Ledger, ...]]:
+    """All rounds, from a checkpoint or from the start."""
+    settings, plan = run.settings, run.plan
+    key = jax.random.key(settings.seed)
+    groups = tuple(clients_of(one, run.agent, run.config, key) for one in run.utilities)
+    first = plan.federation.works[0].part(jax.tree.map(lambda a: a[0], groups[0].state))
+    progress, ledgers = rounds_of.start(plan, first, groups), None
+    if found is not None:
+        path, old = found
+        other = [k for k in ("settings", "noise_multiplier", "data") if old.get(k) != run.head[k]]
+        if other:
+            raise Refused(f"{path} cannot be taken up, it is of another run: other {', '.join(other)}")
+        like = jax.eval_shape(lambda: _kept(progress))
+        kept = checkpoints.restored(path, like, "this federation").progress
+        progress = _with_data(kept, progress)
+        ledgers = tuple(Ledger.from_dict(one) for one in old["ledgers"])
+        checkpoints.set_aside(run.out, int(progress.server.round))
+    rows = _Rows(run.out / "rounds.csv", int(progress.server.round))
+    with ExitStack() as stack:
+        advance = stack.enter_context(_bar(run, int(progress.server.round), errors))
+        caught = stack.enter_context(signals())
+
+        def seen(progress: rounds_of.Progress, ledgers: tuple[Ledger, ...], values: Mapping[str, Any]) -> None:
+            done, values = int(progress.server.round), {k: float(v) for k, v in values.items()}
+            epsilon = rounds_of.spent(plan, ledgers, run.delta) if plan.federation.private else math.nan
+            sent = round_bytes(plan.federation, progress.server, values["present"])
+            rows.add(done, {**values, "bound": float(progress.server.bound), "epsilon": epsilon, **sent})
+            advance.update(done, epsilon)
+            if caught or done % settings.every == 0 or done == settings.rounds:
+                held = {**run.head, "ledgers": [ledger.to_dict() for ledger in ledgers]}
+                checkpoints.save(run.out, held, _kept(progress), keep=2)
+            if caught:
+                raise _Stopped(caught[0], done)
+
+        noise = fresh_key() if plan.federation.private else None
+        return rounds_of.federate(
+            plan, progress, jax.random.fold_in(key, 1), noise, rounds=settings.rounds, ledgers=ledgers, seen=seen
+        )
+
+
+def _kept(progress: rounds_of.Progress) -> Saved:
+    """A checkpoint's content: all but the data, which the utilities hold."""
+    groups = tuple(g.replace(data=(), rows=()) for g in progress.groups)  # type: ignore[attr-defined]
+    return Saved(progress.server.round[None], progress.replace(groups=groups))  # type: ignore[attr-defined]
+
+
+def _with_data(kept: rounds_of.Progress, fresh: rounds_of.Progress) -> rounds_of.Progress:
+    pairs = zip(kept.groups, fresh.groups, strict=True)
+    return kept.replace(groups=tuple(old.replace(data=new.data, rows=new.rows) for old, new in pairs))  # type: ignore[attr-defined]
+
+
+class _Rows:
+    """rounds.csv: a row a round; rows beyond the checkpoint that is taken up are dropped."""
+
+    def __init__(self, path: Path, done: int) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines[1:] if int(line.split(",", 1)[0]) <= done]
+        path.write_text("".join(f"{line}\n" for line in lines[:1] + kept) if done else "")
+
+    def add(self, done: int, values: Mapping[str, float]) -> None:
+        """Appends a round."""
+        new = self.path.stat().st_size == 0
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["round", *values])
+            writer.writerow([done, *(f"{v:.9g}" for v in values.values())])
+
+
+class _Bar:
+    """A progress bar on a terminal: rounds, and what they have spent."""
+
+    def __init__(self, run: Run, done: int, errors: Console) -> None:
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[says]}"),
+            TimeRemainingColumn(),
+        )  # fmt: skip
+        self.bar = Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
+        self.run = run
+        self.task = self.bar.add_task("rounds", total=run.settings.rounds, completed=done, says="compiling")
+
+    def __enter__(self) -> _Bar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.bar.stop()
+
+    def update(self, done: int, epsilon: float) -> None:
+        """After a round."""
+        budget = self.run.plan.budget
+        of = f" of {budget.epsilon:g}" if budget else ""
+        says = f"epsilon {epsilon:.3g}{of} at {self.run.delta:.2g}" if math.isfinite(epsilon) else "no privacy"
+        self.bar.update(self.task, completed=done, says=says)
+
+
+def _bar(run: Run, done: int, errors: Console) -> _Bar:
+    return _Bar(run, done, errors)
+
+
+def statement_of(run: Run, progress: rounds_of.Progress, ledgers: tuple[Ledger, ...]) -> PrivacyStatement:
+    """What the run has promised: that of the group whose clients it cost most."""
+    federation, done = run.plan.federation, int(progress.server.round)
+    if federation.private:
+        ledger = max(ledgers, key=lambda one: one.spent(run.delta))
+    else:
+        bare = Mechanism(0.0, Everyone(), run.settings.clients, run.plan.adjacency)
+        ledger = Ledger().after(bare, done)
+    return stated(
+        ledger, run.delta, unit="client", clip_norm=float(progress.server.bound),
+        adaptive=isinstance(federation.bound, Adaptive), unaccounted=UNACCOUNTED,
+    )  # fmt: skip
+
+
+def _close(
+    run: Run,
+    progress: rounds_of.Progress,
+    ledgers: tuple[Ledger, ...],
+    seconds: float,
+    console: Console,
+    errors: Console,
+) -> int:
+    """Statement, agents, held-out days, pictures, and the tables on the console."""
+    done = int(progress.server.round)
+    if done == 0:
+        raise Refused("the budget allows no round: take a larger epsilon, fewer rounds or more noise", 1)
+    if done < run.settings.rounds:
+        errors.print(Text(f"gridjax: the budget is spent after {done} of {run.settings.rounds} rounds"), soft_wrap=True)
+    statement = statement_of(run, progress, ledgers)
+    (run.out / "statement.json").write_text(statement.to_json(), encoding="utf-8")
+    (run.out / "statement.txt").write_text(statement.text(), encoding="utf-8")
+    states = tuple(final(run, progress, g) for g in range(len(run.utilities)))
+    for one, state in zip(run.utilities, states, strict=True):
+        _keep_agent(run, one, state, done)
+    rows = [_evaluated(run, one, s, errors) for one, s in zip(run.utilities, states, strict=True) if run.settings.days]
+    results = {
+        **run.head, "rounds": done, "seconds": seconds, "clients": rows, "delta": run.delta,
+        "epsilon": statement.epsilon if statement.claims else None,
+        "parameters": sum(int(np.size(a)) for a in jax.tree.leaves(progress.server.shared)),
+    }  # fmt: skip
+    (run.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    charts.rounds(run.out / "rounds.csv", run.out / "rounds.svg")
+    if rows:
+        charts.scores(rows, run.out / "scores.svg")
+        console.print(_table(run, rows, done, seconds))
+    console.print(Text(statement.text()))
+    console.print(Text(f"{printable(str(run.out))} holds all of it"), soft_wrap=True)
+    return 0
+
+
+def final(run: Run, progress: rounds_of.Progress, group: int) -> Any:
+    """A utility's agent with the shared parameters, (1, ...); of several clients the first one's own parts."""
+    state = jax.tree.map(lambda a: a[0], progress.groups[group].state)
+    state = run.plan.federation.works[group].join(state, progress.server.shared)
+    return jax.tree.map(lambda a: a[None], state)
+
+
+def _keep_agent(run: Run, one: Utility, state: Any, done: int) -> None:
+    """A folder that `gridjax evaluate` takes."""
+    of_run = {"seeds": 1, "federation": str(run.out), "rounds": done, "steps": run.settings.steps}
+    head = checkpoints.header(
+        run.agent,
+        run.config,
+        one.space,
+        jax.random.key(run.settings.seed),
+        one.data,
+        environment=one.made_by,
+        run=of_run,
+    )
+    checkpoints.save(run.out / one.owner.name, head, state, keep=1)
+
+
+def _evaluated(run: Run, one: Utility, state: Any, errors: Console) -> dict[str, Any]:
+    """A utility's held-out days: the learned policy beside no control."""
+    days = run.settings.days
+    with errors.status(f"playing {days} days of {one.owner.name}"):
+        figures = played(one, run.agent, run.config, state, days)
+        env, params, keys = days_of(one, days)
+        nothing = evaluate_policy(env, params, policies.nothing(env, params), keys)
+    mine, none = score(one, figures)[0], score(one, nothing)[0]
+    gap = mine - none
+    return {
+        "name": one.owner.name, "env": one.made_by["name"], "clients": one.owner.clients, "rows": len(one.data.episode),
+        "score": float(mine.mean()), "no_control": float(none.mean()), "gain": float(gap.mean()),
+        "gain_half": float(1.96 * gap.std(ddof=1) / math.sqrt(len(gap))) if len(gap) > 1 else None,
+        "violated": (figures["violated"].sum(axis=(0, 1)) / figures["steps"].sum()).tolist()[:-1],
+        "violated_no_control": (nothing["violated"].sum(axis=(0, 1)) / nothing["steps"].sum()).tolist()[:-1],
+        "days": len(gap),
+    }  # fmt: skip
+
+
+def _table(run: Run, rows: list[dict[str, Any]], done: int, seconds: float) -> Table:
+    """Each utility on its held-out days."""
+    s = run.settings
+    title = f"{run.agent.name}, {done} rounds of {s.steps} updates, {s.clients} clients, {seconds:.0f} s"
+    out = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("", "score", "no control", "gain", "steps violated", "no control"):
+        out.add_column(Text(column), justify="right" if column else "left", overflow="fold")
+    for r in rows:
+        half = f" ± {r['gain_half']:,.4g}" if r["gain_half"] is not None else ""
+        shares = (", ".join(f"{100 * v:.3g} %" for v in r[k]) for k in ("violated", "violated_no_control"))
+        gain = f"{r['gain']:,.4g}{half}"
+        out.add_row(Text(f"{r['name']} ({r['env']})"), f"{r['score']:,.5g}", f"{r['no_control']:,.5g}", gain, *shares)
+    return out
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    """As JSON has it; an infinite epsilon is a text."""
+    plain = dataclasses.asdict(settings)
+    if settings.privacy is not None and math.isinf(settings.privacy.epsilon):
+        plain["privacy"]["epsilon"] = "infinite"
+    return json.loads(json.dumps(plain))

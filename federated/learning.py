@@ -1,0 +1,86 @@
+"""Offline agents as clients' work: some updates on rows of the client's own.
+
+Any agent of the kind of `algorithms.learning.Agent` serves: its state has learners, of which those that are named are
+shared, with their optimisers' moments and all else at home. Sharing the actor alone keeps critics, which know most of
+a client's rewards, with it. A network whose weights all devices share has parameters of the same shapes on every
+feeder, so that utilities with different grids can learn one policy (`Design.body` "device").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from algorithms.batches import Batch, rows
+from algorithms.learning import Agent, Metrics
+from algorithms.spaces import Space
+from federated.work import Clients, Tree, Work, padded
+
+
+def agent_work(
+    agent: Agent,
+    config: Any,
+    space: Space,
+    *,
+    steps: int,
+    batch_size: int = 256,
+    shared: tuple[str, ...] = ("actor",),
+    rate: float = 0.0,
+    prox: float = 0.0,
+    merit: Callable[[Metrics], jax.Array] | None = None,
+) -> Work:
+    """Updates of an agent as the work of a client.
+
+    Args:
+      agent: the algorithm.
+      config: its numbers, the same for all clients.
+      space: of the client's environment.
+      steps: updates of a round.
+      batch_size: rows of each, drawn with replacement from the client's own.
+      shared: the learners of the agent's state whose parameters are shared.
+      rate: see `federated.work.Work`.
+      prox: likewise.
+      merit: likewise, from the agent's metrics.
+
+    Raises:
+      ValueError: the agent has no such learner, or computes something over the whole data set between updates.
+    """
+    if agent.refresh is not None:
+        raise ValueError(f"{agent.name} works over the whole data set between updates: take another agent")
+    config = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), config)
+    shapes = jax.eval_shape(lambda: agent.init(jax.random.key(0), config, space))
+    for name in shared:
+        if not hasattr(getattr(shapes, name, None), "params"):
+            raise ValueError(f"{agent.name} has no learner {name!r} to share: name some of its state's")
+
+    def step(key: jax.Array, state: Any, data: Batch, own: jax.Array) -> tuple[Any, Metrics]:
+        draw, update = jax.random.split(key)
+        index = jax.random.randint(draw, (batch_size,), 0, own)
+        return agent.update(update, state, rows(data, index), config, space)
+
+    def part(state: Any) -> Tree:
+        return {name: getattr(state, name).params for name in shared}
+
+    def join(state: Any, params: Tree) -> Any:
+        return state.replace(**{name: getattr(state, name).replace(params=params[name]) for name in shared})
+
+    return Work(step, part, join, steps, rate, prox, merit)
+
+
+def agents(agent: Agent, config: Any, space: Space, batches: list[Batch], key: jax.Array) -> Clients:
+    """New clients that own these data, (clients,); all begin with the same networks.
+
+    Args:
+      agent: the algorithm.
+      config: its numbers.
+      space: of their environment.
+      batches: a client's transitions each; sizes may differ.
+      key: of the networks' first weights.
+    """
+    data, own = padded(batches)
+    state = agent.init(key, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), config), space)
+    state = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(batches), *a.shape)), state)
+    return Clients(data, own, state)

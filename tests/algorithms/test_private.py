@@ -25,6 +25,7 @@ PLACES = 4
 COUNTED = {"bc": 1, "awr": 2, "cql": 4, "iql": 3, "td3_bc": 2, "rebrac": 2, "constrained": 6}
 FREE = Private(clip=1e9, noise_multiplier=0.0, expected=PLACES)
 CLIPPED = Private(clip=0.3, noise_multiplier=0.0, expected=2.0)
+CLIPPED_NOISY = Private(clip=0.3, noise_multiplier=1.0, expected=2.0)
 
 
 def settings(name, **numbers):
@@ -185,6 +186,15 @@ def test_the_noise_is_there_once_with_its_variance(monkeypatch):
 
     monkeypatch.setattr(private, "gaussian_release", wrong)
     assert not holds(noises(program.__wrapped__("bc")[1], setting), 3.0 * 0.5 / 2.0)
+
+
+def test_the_next_release_of_a_learner_has_noise_of_its_own():
+    def two(present):
+        release, first = private.noisy_mean(private.Release(jax.random.key(0), present, CLIPPED_NOISY), jnp.zeros(50))
+        return first, private.noisy_mean(release, jnp.zeros(50))[1]
+
+    first, second = jax.vmap(two, out_axes=None, axis_name=AXIS)(jnp.zeros(2))
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.6
 
 
 @pytest.mark.parametrize("name,lagrange", [*((name, True) for name in COUNTED), ("cql", False)])

@@ -36,7 +36,7 @@ class Plan:
       budget: that is never exceeded; None is none.
 
     Raises:
-      ValueError: not a sampler for each group.
+      ValueError: not a sampler for each group, or a budget without noise.
     """
 
     federation: Federation
@@ -50,6 +50,8 @@ class Plan:
             raise ValueError(
                 f"{len(self.samplers)} samplers for {len(self.federation.works)} groups: give one for each"
             )
+        if self.budget is not None and not self.federation.private:
+            raise ValueError("a budget without noise is never kept: give a noise_multiplier, or no budget")
 
 
 @flax.struct.dataclass

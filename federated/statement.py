@@ -31,7 +31,7 @@ class PrivacyStatement:
     Attributes:
       unit: whose data is protected: all of one client, one trajectory, or one customer-day.
       ledger: mechanisms and rounds; they hold adjacency, sampler, number of units and noise multiplier.
-      clip_norm: C, of the last round where it is adaptive.
+      clip_norm: C, of the last round where it is adaptive; infinity where nothing was clipped (and claimed).
       adaptive: whether C followed the norms, by noisy counts that the noise multiplier covers.
       delta: of the claim.
       epsilon: of the claim; infinity without noise.
@@ -62,11 +62,13 @@ class PrivacyStatement:
             )
         if not self.ledger.entries:
             raise ValueError("a statement is about what was released, and this ledger is empty: state it after a round")
-        if not (0 < self.clip_norm < math.inf and 0 < self.delta < 1 and self.epsilon >= 0):
+        if not (self.clip_norm > 0 and 0 < self.delta < 1 and self.epsilon >= 0):
             raise ValueError(
                 f"clip norm {self.clip_norm}, delta {self.delta} and epsilon {self.epsilon}: a positive clip norm, a "
                 "delta between 0 and 1 and an epsilon of 0 or more are wanted"
             )
+        if self.claims and math.isinf(self.clip_norm):
+            raise ValueError("updates that were not clipped have no bounded sensitivity: state the norm C of the clip")
         if not self.trusted or not self.released:
             raise ValueError("a statement names who must be trusted with what, and what was released to whom")
         if {m.discrete for m, _ in self.ledger.entries} != {self.randomness == "hardened"}:
@@ -96,10 +98,10 @@ class PrivacyStatement:
         return "\n".join(f"{head}\n" + "".join(map(_item, lines)) for head, lines in parts)
 
     def to_json(self) -> str:
-        """The fields as JSON text; an infinite epsilon is the string "infinite"."""
+        """The fields as JSON text; an infinite epsilon or clip norm is the string "infinite"."""
         data = {field.name: getattr(self, field.name) for field in fields(self)}
         data |= {"format": FORMAT, "ledger": self.ledger.to_dict()}
-        data["epsilon"] = self.epsilon if self.claims else "infinite"
+        data |= {name: "infinite" for name in _INFINITE if math.isinf(data[name])}
         return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
     @classmethod
@@ -117,7 +119,7 @@ class PrivacyStatement:
                 f"this has {sorted(data) if isinstance(data, dict) else type(data).__name__}"
             )
         del data["format"]
-        data["epsilon"] = math.inf if data["epsilon"] == "infinite" else data["epsilon"]
+        data |= {name: math.inf for name in _INFINITE if data[name] == "infinite"}
         for name, kind in _KINDS.items():
             if not isinstance(data[name], kind) or (isinstance(data[name], bool) and kind is not bool):
                 raise ValueError(f"a statement's {name} is {data[name]!r}: another type is wanted")
@@ -144,6 +146,8 @@ class PrivacyStatement:
     def _done(self) -> list[str]:
         follows = ", which followed the updates' norms (this is the last one)" if self.adaptive else ""
         lines = [f"Every update was clipped to a Euclidean norm of {self.clip_norm:g}{follows}."]
+        if math.isinf(self.clip_norm):
+            lines = ["Nothing was clipped."]
         for m, rounds in self.ledger.entries:
             noise = f"{'discrete ' if m.discrete else ''}Gaussian noise of {m.noise_multiplier:g} times the clip norm"
             if not m.noise_multiplier:
@@ -173,7 +177,7 @@ def stated(
       ledger: all that was released.
       delta: of the claim.
       unit: whose data is protected.
-      clip_norm: C; the last one where it is adaptive.
+      clip_norm: C; the last one where it is adaptive; infinity where nothing was clipped.
       adaptive: whether C followed the norms.
       secure_aggregation: whether the server sees sums only.
       released: what was released to whom, a sentence each.
@@ -220,6 +224,7 @@ def recomputed(statement: PrivacyStatement) -> float:
     return statement.ledger.spent(statement.delta)
 
 
+_INFINITE = ("epsilon", "clip_norm")  # fields that may be
 _KINDS: dict[str, Any] = {
     **{name: str for name in ("unit", "accountant", "randomness")},
     **{name: (int, float) for name in ("clip_norm", "delta", "epsilon")},

@@ -95,6 +95,20 @@ def test_without_noise_nothing_is_claimed(ledger, bare):
     assert PrivacyStatement.from_json(statement.to_json()) == statement
 
 
+def test_a_run_without_a_clip_is_stated_too():
+    statement = stated(Ledger().after(NOISELESS, 5), 1e-3, clip_norm=math.inf)
+    text = words(statement)
+    assert "NO PRIVACY IS CLAIMED" in text and "Nothing was clipped." in text and "Every update was clipped" not in text
+    saved = statement.to_json()
+    assert json.loads(saved)["clip_norm"] == "infinite" and PrivacyStatement.from_json(saved) == statement
+    assert recomputed(statement) == math.inf
+    with pytest.raises(ValueError, match="not clipped have no bounded sensitivity"):
+        stated(RUN, 1e-3, clip_norm=math.inf)
+    claim = json.loads(stated(RUN, 1e-3, clip_norm=0.5).to_json())
+    with pytest.raises(ValueError, match="not clipped have no bounded sensitivity"):
+        PrivacyStatement.from_json(json.dumps({**claim, "clip_norm": "infinite"}))
+
+
 def test_what_is_no_statement_is_refused():
     good = json.loads(stated(RUN, 1e-3, clip_norm=0.5).to_json())
     for change in (

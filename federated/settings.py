@@ -21,11 +21,12 @@ import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from federated import aggregation, compression
 from federated.aggregation import Rule
 from federated.compression import Compression
+from federated.mechanism import Adjacency
 from federated.round import fed_adam, fed_avg, fed_avg_m, fed_yogi
 from gridjax.commands import Refused
 
@@ -99,7 +100,7 @@ class Settings:
       share: of each utility's clients that are drawn for a round.
       seed: of everything random but the noise.
       days: held-out days of the evaluation of each utility; 0 goes without.
-      every: rounds between checkpoints.
+      every: rounds between checkpoints; under privacy each round has one.
       privacy: what is promised; None promises nothing.
     """
 
@@ -181,6 +182,8 @@ def _fits(value: Any, kind: str) -> bool:
         "str": str, "int": int, "float": (int, float), "dict[str, Any]": dict, "None": type(None),
         "tuple[str, ...]": (list, tuple), "tuple[Owner, ...]": tuple, "Privacy": Privacy,
     }  # fmt: skip
+    if kind == "tuple[str, ...]" and isinstance(value, list):
+        return all(isinstance(one, str) for one in value)
     return not isinstance(value, bool) and any(isinstance(value, kinds[one]) for one in kind.split(" | "))
 
 
@@ -195,25 +198,48 @@ def _check(s: Settings, path: Path) -> None:
     positive = {"rounds": s.rounds, "steps": s.steps, "batch_size": s.batch_size, "every": s.every, "rate": s.rate}
     for owner in s.utilities:
         positive |= {f"{owner.name}: clients": owner.clients, f"{owner.name}: episodes": owner.episodes}
-        if not owner.name.isidentifier():
-            raise Refused(f"{path}: the name {owner.name!r} is no word of letters, digits and _")
+        if not owner.name.isidentifier() or owner.name == "checkpoints":
+            raise Refused(f"{path}: name = {owner.name!r}: take a word of letters, digits and _, and not checkpoints")
     for name, number in positive.items():
-        if not number > 0:
+        if not 0 < number < math.inf:
             raise Refused(f"{path}: {name} = {number}: take a positive number")
     if len({owner.name for owner in s.utilities}) < len(s.utilities):
-        raise Refused(f"{path}: two utilities of one name")
+        raise Refused(f"{path}: two utilities of one name: give each its own")
     if s.clients < 2:
         raise Refused(f"{path}: one client alone is no federation: name more utilities, or give one more clients")
     for name, value, known in (("optimiser", s.optimiser, OPTIMISERS), ("rule", s.rule, RULES)):
         if value not in known:
             raise Refused(f"{path}: no {name} {value!r}: choose one of {', '.join(known)}")
-    if not 0 < s.share <= 1 or s.days < 0 or s.prox < 0:
-        raise Refused(f"{path}: share {s.share:g}, days {s.days}, prox {s.prox:g}: a share of 0 to 1, none below 0")
+    if not 0 < s.share <= 1:
+        raise Refused(f"{path}: share = {s.share:g}: take one above 0, at most 1")
+    for name, number in (("days", s.days), ("prox", s.prox)):
+        if not 0 <= number < math.inf:
+            raise Refused(f"{path}: {name} = {number:g}: take 0 or more")
+    if not s.shared:
+        raise Refused(f"{path}: shared = []: name a learner of the agent's state, such as actor")
+    _check_compression(s, path)
+    if s.privacy is not None:
+        _check_privacy(s.privacy, path)
+
+
+def _check_compression(s: Settings, path: Path) -> None:
     if s.bits is not None and s.top_share is not None:
         raise Refused(f"{path}: bits and top_share: take one of them")
-    p = s.privacy
-    if p is None:
-        return
+    for name, given in (("bits", s.bits), ("top_share", s.top_share)):
+        try:
+            _ = given is not None and s.compression
+        except ValueError as error:
+            raise Refused(f"{path}: {name} = {given}: {error}") from error
+
+
+def _check_privacy(p: Privacy, path: Path) -> None:
+    for name, number in (("epsilon", p.epsilon), ("noise_multiplier", p.noise_multiplier), ("bound", p.bound)):
+        if isinstance(number, float) and not number > 0:
+            raise Refused(f"{path}: {name} = {number:g}: take a positive number")
+    if p.delta is not None and not 0 < p.delta < 1:
+        raise Refused(f"{path}: delta = {p.delta:g}: take one above 0 and below 1, or leave it out")
+    if p.adjacency not in get_args(Adjacency):
+        raise Refused(f"{path}: no adjacency {p.adjacency!r}: choose one of {', '.join(get_args(Adjacency))}")
     if p.noise_multiplier is None and not math.isfinite(p.epsilon):
         raise Refused(f"{path}: privacy needs an epsilon or a noise_multiplier")
     if isinstance(p.bound, str) and p.bound != "adaptive":

@@ -206,17 +206,26 @@ def _go(
             done, values = int(progress.server.round), {k: float(v) for k, v in values.items()}
             epsilon = rounds_of.spent(plan, ledgers, run.delta) if plan.federation.private else math.nan
             sent = round_bytes(plan.federation, progress.server, values["present"])
-            rows.add(done, {**values, "bound": float(progress.server.bound), "epsilon": epsilon, **sent})
-            advance.update(done, epsilon)
-            if caught or done % settings.every == 0 or done == settings.rounds:
+            # Under privacy a round is kept, and so counted for good, before anything shows it.
+            due = plan.federation.private or done % settings.every == 0 or done == settings.rounds
+            if caught or due:
                 held = {**run.head, "ledgers": [ledger.to_dict() for ledger in ledgers]}
                 checkpoints.save(run.out, held, _kept(progress), keep=2)
+            rows.add(done, {**values, "bound": float(progress.server.bound), "epsilon": epsilon, **sent})
+            advance.update(done, epsilon)
             if caught:
                 raise _Stopped(caught[0], done)
 
         noise = fresh_key() if plan.federation.private else None
         return rounds_of.federate(
-            plan, progress, jax.random.fold_in(key, 1), noise, rounds=settings.rounds, ledgers=ledgers, seen=seen
+            plan,
+            progress,
+            jax.random.fold_in(key, 1),
+            noise,
+            rounds=settings.rounds,
+            ledgers=ledgers,
+            seen=seen,
+            way=("groups", None),
         )
 
 

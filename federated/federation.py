@@ -8,7 +8,6 @@ independent of each other, so that what the run spends is the largest of what th
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +18,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from federated.accounting import Budget, Ledger
+from federated.block import Cohort
 from federated.mechanism import Adjacency, Mechanism
-from federated.round import Cohort, Federation, Server, begin, ready, spread
+from federated.round import Federation, Server, begin, ready, spread
 from federated.sampling import Everyone, Sampler
 from federated.work import Clients, Metrics, Tree, put, take
 
@@ -162,8 +162,12 @@ def spent(plan: Plan, ledgers: tuple[Ledger, ...], delta: float) -> float:
     return max(ledger.spent(delta) for ledger in ledgers)
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "way"))
 def _round(plan: Plan, way: tuple[str, Mesh | None], key: jax.Array, noise: jax.Array | None, progress: Progress):
+    """One round, compiled as a whole, or by parts where each group has a program of its own."""
+    return (_steps if way[0] == "groups" else _whole)(plan, way, key, noise, progress)
+
+
+def _steps(plan: Plan, way: tuple[str, Mesh | None], key: jax.Array, noise: jax.Array | None, progress: Progress):
     draws, works = jax.random.split(key)
     cohorts, before = [], 0
     for g, (sampler, group) in enumerate(zip(plan.samplers, progress.groups, strict=True)):
@@ -178,3 +182,6 @@ def _round(plan: Plan, way: tuple[str, Mesh | None], key: jax.Array, noise: jax.
         for group, (ids, cohort), now in zip(progress.groups, cohorts, after, strict=True)
     )
     return Progress(server, groups), metrics
+
+
+_whole = jax.jit(_steps, static_argnames=("plan", "way"))

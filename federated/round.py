@@ -16,7 +16,7 @@ depend on where clients are (to the rounding of a sum's order).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,14 +27,15 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from federated import aggregation, compression
-from federated.aggregation import Linear, Mean, Rule, Weighted
-from federated.clipping import Adaptive, adapted, clipped, norm, update_noise
-from federated.compression import Compression, Whole, compressed
+from federated.aggregation import Linear, Mean, Rule
+from federated.block import Cohort, Given, Sending, Sums, block
+from federated.clipping import Adaptive, adapted, update_noise
+from federated.compression import Compression, Whole
 from federated.noise import gaussian
-from federated.work import Clients, Metrics, Tree, Work, local
+from federated.work import Clients, Metrics, Tree, Work
 
 AXIS = "clients"
-WAYS = ("block", "vmap", "pmap", "shard_map")
+WAYS = ("block", "groups", "vmap", "pmap", "shard_map")
 EQUAL, WHOLE = Mean(), Whole()
 
 
@@ -87,6 +88,11 @@ class Federation:
             raise ValueError(f"{type(self.rule).__name__} has no bounded sensitivity: under privacy take Mean")
 
     @property
+    def sending(self) -> Sending:
+        """What of it clients need to know."""
+        return Sending(self.rule, self.compression, self.at_once)
+
+    @property
     def private(self) -> bool:
         """Whether noise is added."""
         return self.noise_multiplier > 0
@@ -109,15 +115,6 @@ class Server:
     moments: Any
     control: Tree
     bound: jax.Array
-
-
-@flax.struct.dataclass
-class Cohort:
-    """Clients of one group that were asked: the clients, (places, ...), their numbers and whether they are present."""
-
-    clients: Clients
-    ids: jax.Array
-    present: jax.Array
 
 
 def fed_avg(rate: float = 1.0) -> optax.GradientTransformation:
@@ -163,20 +160,6 @@ def ready(federation: Federation, server: Server, clients: Clients) -> Clients:
     )
 
 
-@flax.struct.dataclass
-class _Sums:
-    """Over clients: weighted updates, weights, changes of variates, how many, centred bits, norms, lost, metrics."""
-
-    update: Tree
-    weight: jax.Array
-    variate: Tree
-    present: jax.Array
-    bits: jax.Array
-    norm: jax.Array
-    lost: jax.Array
-    metrics: Metrics
-
-
 def a_round(
     key: jax.Array,
     noise_key: jax.Array | None,
@@ -207,16 +190,32 @@ def a_round(
     """
     if federation.private and noise_key is None:
         raise ValueError("privacy needs a key for its noise: give federated.noise.fresh_key()")
+    given, sending = told(server), federation.sending
+    each = zip(federation.works, cohorts, strict=True)
+    parts = [block(work, sending, key, given, cohort) for work, cohort in each]
+    server, metrics = combined(key, noise_key, server, parts, federation, axis)
+    return server, tuple(part[1] for part in parts), metrics
+
+
+def told(server: Server) -> Given:
+    """What clients are told."""
+    return Given(server.shared, server.control, server.bound)
+
+
+def combined(
+    key: jax.Array,
+    noise_key: jax.Array | None,
+    server: Server,
+    parts: Sequence[tuple[Sums, Any, Any]],
+    federation: Federation,
+    axis: str | None = None,
+) -> tuple[Server, Metrics]:
+    """The server after a round of these blocks, and the round's figures; arguments as of `a_round`."""
     noise, count = jax.random.split(key if noise_key is None else noise_key)
-    with_all = not isinstance(federation.rule, Mean | Weighted)
-    parts = [
-        _block(work, key, server, cohort, federation, with_all)
-        for work, cohort in zip(federation.works, cohorts, strict=True)
-    ]
     sums = jax.tree.map(lambda *a: sum(a[1:], a[0]), *(part[0] for part in parts))
     if axis is not None:
         sums = jax.lax.psum(sums, axis)
-    if with_all:
+    if federation.sending.with_all:
         stacked = jax.tree.map(lambda *a: jnp.concatenate(a), *(part[2] for part in parts))
         mean = _of_all(federation.rule, stacked, axis)
     else:
@@ -238,7 +237,7 @@ def a_round(
     metrics = {name: value / number for name, value in sums.metrics.items()}
     metrics |= {"norm": sums.norm / number, "inside": sums.bits / number + 0.5}
     metrics |= {"present": sums.present, "lost": sums.lost}
-    return Server(server.round + 1, shared, moments, control, bound), tuple(p[1] for p in parts), metrics
+    return Server(server.round + 1, shared, moments, control, bound), metrics
 
 
 def _multiplier(federation: Federation) -> float:
@@ -246,45 +245,6 @@ def _multiplier(federation: Federation) -> float:
     if not isinstance(federation.bound, Adaptive):
         return federation.noise_multiplier
     return update_noise(federation.noise_multiplier, federation.bound.noise_on_counts(federation.expected))
-
-
-def _block(work: Work, key: jax.Array, server: Server, cohort: Cohort, federation: Federation, with_all: bool):
-    """Sums over a block, its clients afterwards, and, where the rule needs them, all single updates and figures."""
-
-    def one(client, number, present):
-        own, send = jax.random.split(jax.random.fold_in(key, number))
-        update, after, metrics = local(work, own, server.shared, server.control, client)
-        update, residual = compressed(federation.compression, send, update, client.residual)
-        after = after.replace(residual=residual)  # type: ignore[attr-defined]
-        fine = jnp.isfinite(norm(update))
-        update, size, inside = clipped(update, server.bound)
-        here = present * fine
-        merit = work.merit(metrics) if work.merit else jnp.zeros(())
-        after = jax.tree.map(lambda new, old: jnp.where(here > 0, new, old), after, client)
-        rule = federation.rule
-        w = here * (aggregation.weight(rule, client.rows, merit, merit) if isinstance(rule, Mean | Weighted) else 1.0)
-        zero = jax.tree.map(lambda a: jnp.where(here > 0, w.astype(a.dtype) * a, 0), update)
-        gap = jax.tree.map(jnp.subtract, after.variate, client.variate)
-        figures = {k: jnp.where(here > 0, v, 0.0) for k, v in metrics.items()}
-        bits = present * (inside - 0.5)  # a lost one's update is zero, which is inside
-        sums = _Sums(zero, w, gap, here, bits, here * size, present * ~fine, figures)
-        return sums, after, (update, here, client.rows, merit)
-
-    places = cohort.ids.shape[0]
-    lanes = max(n for n in range(1, min(places, federation.at_once) + 1) if places % n == 0)
-    xs = (cohort.clients, cohort.ids, cohort.present)
-    xs = jax.tree.map(lambda a: a.reshape(places // lanes, lanes, *a.shape[1:]), xs)
-
-    def chunk(total, x):
-        sums, after, single = jax.vmap(one)(*x)
-        total = jax.tree.map(lambda t, s: t + jnp.sum(s, axis=0), total, sums)
-        return total, (after, single if with_all else ())
-
-    shapes = jax.eval_shape(lambda x: jax.vmap(one)(*x)[0], jax.tree.map(lambda a: a[0], xs))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape[1:], s.dtype), shapes)
-    sums, (after, single) = jax.lax.scan(chunk, zeros, xs)
-    flat = jax.tree.map(lambda a: a.reshape(places, *a.shape[2:]), (after, single))
-    return sums, *flat
 
 
 def _of_all(rule: Rule, stacked: Any, axis: str | None) -> Tree:
@@ -306,8 +266,9 @@ def spread(
 
     Args:
       federation: how.
-      way: "block": all in one place; "vmap": a lane for each client; "pmap": a device for each client; "shard_map":
-        the clients spread over a mesh's axis "clients".
+      way: "block": all in one place; "groups": likewise, but each group by a program of its own, which serves any
+        optimiser, bound and noise (leave it out of `jit`); "vmap": a lane for each client; "pmap": a device for each
+        client; "shard_map": the clients spread over a mesh's axis "clients".
       mesh: of "shard_map"; made with `axis_types=(AxisType.Auto,)`.
 
     Raises:
@@ -318,6 +279,8 @@ def spread(
         raise ValueError(f"way {way!r} is unknown: choose one of {', '.join(WAYS)}")
     if way == "block":
         return lambda key, noise, server, cohorts: a_round(key, noise, server, cohorts, federation)
+    if way == "groups":
+        return lambda key, noise, server, cohorts: _by_groups(key, noise, server, cohorts, federation)
 
     def place(key, noise, server, cohorts):
         return a_round(key, noise, server, cohorts, federation, AXIS)
@@ -339,6 +302,19 @@ def spread(
         return server, jax.tree.map(lambda a: a[:, 0], clients), metrics
 
     return lanes
+
+
+def _by_groups(key, noise, server, cohorts, federation):
+    if federation.private and noise is None:
+        raise ValueError("privacy needs a key for its noise: give federated.noise.fresh_key()")
+    given, each = told(server), zip(federation.works, cohorts, strict=True)
+    parts = [_one_block(work, federation.sending, key, given, cohort) for work, cohort in each]
+    server, metrics = _one_sum(key, noise, server, [(p[0], (), p[2]) for p in parts], federation)
+    return server, tuple(part[1] for part in parts), metrics
+
+
+_one_block = jax.jit(block, static_argnums=(0, 1))
+_one_sum = jax.jit(combined, static_argnums=(4,))
 
 
 def _checked(cohorts: tuple[Cohort, ...], devices: int) -> tuple[Cohort, ...]:

@@ -25,7 +25,7 @@ from gridjax.feeder import Feeder
 FEEDERS = {
     "VoltVar": ("ieee13", "ieee34", "ieee123", "ieee8500"),
     "Powergym": ("ieee13", "ieee34", "ieee123", "ieee8500"),
-    "DerControl": ("ieee13", "ieee34", "ieee123", "european_lv", "ieee8500"),
+    "DerControl": ("ieee13", "ieee34", "ieee37", "ieee123", "european_lv", "ieee8500"),
     "Microgrid": ("ieee13", "ieee34", "ieee123", "european_lv"),
     "Restoration": ("baran_wu33", "ieee123"),
 }

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from federated.round import Cohort, ready
+from federated.block import Cohort
+from federated.round import ready
 from federated.work import Clients, Work, padded
 
 RATE = 0.1

@@ -21,7 +21,7 @@ def after(federation, these, present=None, way="block", mesh=None, rounds=1):
     server = begin(federation, SHARED)
     here = cohort(federation, server, these, present)
     go = spread(federation, way, mesh)
-    go = go if way == "pmap" else jax.jit(go)
+    go = go if way in ("pmap", "groups") else jax.jit(go)
     for k in range(rounds):
         server, (now,), metrics = go(jax.random.fold_in(KEY, k), jax.random.fold_in(NOISE, k), server, here)
         here = (here[0].replace(clients=now),)
@@ -101,7 +101,7 @@ def test_a_round_is_the_same_wherever_clients_are(name):
     mesh = jax.make_mesh((4,), ("clients",), devices=jax.devices()[:4], axis_types=(AxisType.Auto,))
     present = [1, 1, 0, 1, 1, 1, 1, 1]
     whole = after(federation, clients(GOALS), present, rounds=2)
-    ways = {"vmap": None, "pmap": None, "shard_map": mesh}
+    ways = {"groups": None, "vmap": None, "pmap": None, "shard_map": mesh}
     found = {way: after(federation, clients(GOALS), present, way, m, rounds=2) for way, m in ways.items()}
     small = Federation(**{**federation.__dict__, "at_once": 3})
     found["two at once"] = after(small, clients(GOALS), present, rounds=2)

@@ -35,7 +35,7 @@ class PrivacyStatement:
       adaptive: whether C followed the norms, by noisy counts that the noise multiplier covers.
       delta: of the claim.
       epsilon: of the claim; infinity without noise.
-      accountant: what computed it, with its version.
+      accountant: what computed it, with its version; "no accountant" where nothing is claimed.
       randomness: "research" or "hardened".
       trusted: who must be trusted with what, a sentence each.
       released: what was released to whom under this claim, such as ("the parameters after each round, to all clients").
@@ -188,8 +188,9 @@ def stated(
 
     Raises:
       ValueError: an empty ledger, mixed tiers of noise, or numbers that make no sense.
-      ImportError: dp-accounting is not installed.
+      ImportError: dp-accounting is not installed, and there is noise to account for.
     """
+    epsilon = ledger.spent(delta)
     discrete = bool(ledger.entries) and all(m.discrete for m, _ in ledger.entries)
     if unit == "client":
         server = "The server, with the sum of a round's updates before the noise, and with adding the noise"
@@ -206,8 +207,8 @@ def stated(
         clip_norm=float(clip_norm),
         adaptive=adaptive,
         delta=delta,
-        epsilon=ledger.spent(delta),
-        accountant=accountant_version(),
+        epsilon=epsilon,
+        accountant=accountant_version() if math.isfinite(epsilon) else "no accountant",
         randomness="hardened" if discrete else "research",
         trusted=trusted,
         released=tuple(released),

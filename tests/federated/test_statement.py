@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 
 import dp_accounting
 import pytest
@@ -93,6 +94,14 @@ def test_without_noise_nothing_is_claimed(ledger, bare):
     assert f"NO PRIVACY IS CLAIMED: {bare} of {statement.rounds} rounds were released without noise" in text
     assert "Differential privacy" not in text and "Research tier" not in text
     assert PrivacyStatement.from_json(statement.to_json()) == statement
+
+
+def test_a_run_without_noise_needs_no_accountant(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)  # as if it were not installed
+    statement = stated(Ledger().after(NOISELESS, 5), 1e-3, clip_norm=math.inf)
+    assert statement.accountant == "no accountant" and recomputed(statement) == math.inf
+    with pytest.raises(ImportError, match="pip install"):
+        stated(RUN, 1e-3, clip_norm=0.5)
 
 
 def test_a_run_without_a_clip_is_stated_too():

@@ -7,7 +7,7 @@ import pytest
 
 from algorithms import awr, constrained, cql, iql, rebrac, td3_bc
 from algorithms.batches import Batch
-from algorithms.learning import imitation_loss, learner, temporal_loss
+from algorithms.learning import cosine, imitation_loss, learner, temporal_loss
 from algorithms.networks import Design
 from algorithms.spaces import plain_space
 
@@ -337,3 +337,23 @@ def test_the_actor_and_the_slow_networks_move_in_their_turn(batch):
     for name in ("actor", "slow_actor", "slow_critic"):
         for a, b in zip(jax.tree.leaves(getattr(still, name)), jax.tree.leaves(getattr(moved, name)), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_rates_fall_along_half_a_cosine_or_stay():
+    fallen = cosine(2.0, jnp.asarray([0, 25, 50, 100, 300]), 100.0)
+    np.testing.assert_allclose(fallen, [2.0, 2 * np.cos(np.pi / 8) ** 2, 1.0, 0.0, 0.0], atol=1e-6)
+    np.testing.assert_array_equal(cosine(2.0, jnp.asarray([0, 7, 10**6]), 0.0), [2.0, 2.0, 2.0])
+
+
+def test_rebrac_s_networks_rest_where_its_rates_have_fallen_to_zero(batch):
+    """Both rates; the slow networks go on to where the others are."""
+    moved = {}
+    for steps in (0.0, 4.0):
+        config = rebrac.Config(steps=steps, delay=1, hidden=(8,))
+        state = rebrac.init(jax.random.key(0), config, SPACE).replace(step=jnp.asarray(4))
+        after, _ = rebrac.update(jax.random.key(1), state, batch, config, SPACE)
+        moved[steps] = [
+            max(float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True))
+            for x, y in ((after.actor.params, state.actor.params), (after.critic.params, state.critic.params))
+        ]
+    assert moved[4.0] == [0.0, 0.0] and min(moved[0.0]) > 1e-4

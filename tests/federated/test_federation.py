@@ -175,7 +175,7 @@ def test_what_makes_no_sense_is_refused():
         dataclasses.replace(ALL, budget=Budget(1.0, 0.01))
 
 
-@pytest.mark.parametrize("name", ["vmap", "pmap", "shard_map"])
+@pytest.mark.parametrize("name", ["groups", "vmap", "pmap", "shard_map"])
 def test_the_way_does_not_change_the_result(name):
     mesh = jax.make_mesh((4,), ("clients",), devices=jax.devices()[:4], axis_types=(AxisType.Auto,))
     plan = private(1.0)

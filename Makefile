@@ -12,11 +12,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-sb3 bench-d3rlpy test-browser validation feeders clean browser
+.PHONY: help demo test lint bench bench-sb3 bench-d3rlpy bench-federated test-browser validation feeders clean browser
 
 help:  ## Show the targets
 	@echo "Targets (PYTHON=$(PYTHON), VENV=$(VENV)):"
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "To change the interpreter, remove $(VENV) or name another: VENV=.venv312 PYTHON=python3.12"
 
 demo: $(VENV)/.stamp-opendss  ## Run the demonstration, with the OpenDSS check; writes demo_out/
@@ -39,6 +39,9 @@ bench-sb3: $(VENV)-sb3/.stamp  ## Train stable-baselines3's PPO on the environme
 
 bench-d3rlpy: $(VENV)/.stamp-gymnasium $(VENV)-d3rlpy/.stamp  ## Train beside d3rlpy, which has an environment of its own
 	$(BIN)/python -m benchmarks.offline_rl --peer $(VENV)-d3rlpy/bin/python
+
+bench-federated: $(VENV)/.stamp-core $(VENV)-flower/.stamp  ## Time federated rounds beside Flower and pfl-research, in an environment of their own
+	$(BIN)/python -m benchmarks.federated_speed --peer $(VENV)-flower/bin/python
 
 validation: $(VENV)/.stamp-opendss  ## Compare with OpenDSS; writes docs/validation.md
 	$(BIN)/python -m benchmarks.validation
@@ -82,6 +85,15 @@ $(VENV)-d3rlpy/.stamp:
 	$(VENV)-d3rlpy/bin/python -m pip install --quiet "torch==2.13.0+cpu" || \
 		$(VENV)-d3rlpy/bin/python -m pip install --quiet "torch==2.13.0"
 	$(VENV)-d3rlpy/bin/python -m pip install --quiet "d3rlpy==2.8.1" "gymnasium==1.0.0"
+	@touch $@
+
+# Flower keeps protobuf, packaging, rich and typer old; its simulation runs on Ray.
+$(VENV)-flower/.stamp:
+	@test -x $(VENV)-flower/bin/python || "$(PYTHON)" -m venv $(VENV)-flower
+	@echo "Installing Flower, Ray, pfl-research and torch into $(VENV)-flower"
+	$(VENV)-flower/bin/python -m pip install --quiet "torch==2.13.0+cpu" || \
+		$(VENV)-flower/bin/python -m pip install --quiet "torch==2.13.0"
+	$(VENV)-flower/bin/python -m pip install --quiet "flwr[simulation]==1.41.0" "pfl==0.6.0"
 	@touch $@
 
 $(BIN)/python:

@@ -29,7 +29,6 @@ if __name__ == "__main__":  # before jax is there
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 import gridjax
@@ -67,6 +66,8 @@ def free_bytes() -> int:
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
+    import psutil
+
     return psutil.virtual_memory().available
 
 

@@ -19,8 +19,10 @@ help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "To change the interpreter, remove $(VENV) or name another: VENV=.venv312 PYTHON=python3.12"
 
-demo: $(VENV)/.stamp-opendss  ## Run the demonstration, with the OpenDSS check; writes demo_out/
+demo: $(VENV)/.stamp-opendss $(VENV)/.stamp-privacy  ## Run the demonstration, with the OpenDSS check; writes demo_out/
 	$(BIN)/python examples/demo.py --out demo_out
+	rm -rf demo_out/federated
+	$(BIN)/python -W ignore::UserWarning -m gridjax federate examples/federated/demo.toml --out demo_out/federated
 
 test: $(VENV)/.stamp-dev  ## Run the test suite, without the browser tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)

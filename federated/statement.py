@@ -31,7 +31,7 @@ class PrivacyStatement:
     Attributes:
       unit: whose data is protected: all of one client, one trajectory, or one customer-day.
       ledger: mechanisms and rounds; they hold adjacency, sampler, number of units and noise multiplier.
-      clip_norm: C, of the last round where it is adaptive; infinity where nothing was clipped (and claimed).
+      clip_norm: C, where it is adaptive what it has come to after the last round; infinity where nothing was clipped (and claimed).
       adaptive: whether C followed the norms, by noisy counts that the noise multiplier covers.
       delta: of the claim.
       epsilon: of the claim; infinity without noise.
@@ -144,7 +144,7 @@ class PrivacyStatement:
         )
 
     def _done(self) -> list[str]:
-        follows = ", which followed the updates' norms (this is the last one)" if self.adaptive else ""
+        follows = ", which followed the updates' norms (this is what it came to)" if self.adaptive else ""
         lines = [f"Every update was clipped to a Euclidean norm of {self.clip_norm:g}{follows}."]
         if math.isinf(self.clip_norm):
             lines = ["Nothing was clipped."]
@@ -177,7 +177,7 @@ def stated(
       ledger: all that was released.
       delta: of the claim.
       unit: whose data is protected.
-      clip_norm: C; the last one where it is adaptive; infinity where nothing was clipped.
+      clip_norm: C; where it is adaptive what it has come to; infinity where nothing was clipped.
       adaptive: whether C followed the norms.
       secure_aggregation: whether the server sees sums only.
       released: what was released to whom, a sentence each.

@@ -366,8 +366,8 @@ def _evaluated(run: Run, one: Utility, state: Any, errors: Console) -> dict[str,
     """A utility's held-out days: the learned policy beside no control."""
     days = run.settings.days
     with errors.status(f"playing {days} days of {one.owner.name}"):
-        figures = played(one, run.agent, run.config, state, days)
-        env, params, keys = days_of(one, days)
+        env, params, keys = held = days_of(one, days)
+        figures = played(one, run.agent, run.config, state, held)
         nothing = evaluate_policy(env, params, policies.nothing(env, params), keys)
     mine, none = score(one, figures)[0], score(one, nothing)[0]
     gap = mine - none

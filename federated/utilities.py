@@ -123,9 +123,9 @@ def configured(agent: Agent, settings: Settings) -> Any:
         raise Refused(f"[agent]: {error}") from error
 
 
-def played(one: Utility, agent: Agent, config: Any, states: Any, days: int) -> Figures:
-    """Held-out days under agents (agents, ...), each day once for every one."""
-    env, params, keys = days_of(one, days)
+def played(one: Utility, agent: Agent, config: Any, states: Any, held: tuple[Environment, Any, jax.Array]) -> Figures:
+    """Held-out days, as from `days_of`, under agents (agents, ...), each day once for every one."""
+    env, params, keys = held
     return evaluate(env, params, agent, config, one.space, states, keys)
 
 

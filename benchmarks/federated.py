@@ -1,0 +1,372 @@
+"""Utilities that learn together: `python -m benchmarks.federated`; writes docs/federated_results.{md,json,svg}.
+
+Five utilities with feeders of their own (IEEE 13, 34, 37 and 123, and the European low-voltage feeder) log few days of
+settings that are held for hours, around no control. They learn one policy for single devices by ReBRAC, the actor
+shared, critics at home. *Alone* each learns from its own log. *Central* is the upper bound: all learn in step, one
+update a round, as one trainer with everybody's data would. Every arm makes the same number of updates on each log. The
+score is the return less priced violations, over the price of one pu of violation on that feeder, as a mean over
+held-out days; intervals are Student's over seeds. *Closed* is the share of the gap between alone and central. Noise is
+that of a client-level promise, the client being a utility: five of them cannot hide one another, and the table shows
+it.
+
+The second part has owners of single days of the IEEE 13 feeder as clients, of whom a share is drawn each round; actor
+and critics are shared, and the discount is 0, since nobody has more than a day.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from algorithms.evaluation import evaluate_policy
+from algorithms.rebrac import REBRAC
+from algorithms.statistics import student
+from benchmarks.powerflow import machine, versions
+from federated.accounting import noise_multiplier_for
+from federated.aggregation import Mean
+from federated.federation import Plan, federate, start
+from federated.learning import agent_work
+from federated.noise import noise_to_clip
+from federated.round import Federation, fed_adam, fed_avg, fed_avg_m
+from federated.sampling import Everyone, Poisson
+from federated.settings import Owner
+from federated.utilities import Utility, clients_of, days_of, played, score, utility
+from federated.work import Work
+from gridjax.env import policies
+from gridjax.env.behaviours import Behaviour
+from gridjax.env.collection import collect
+from gridjax.env.datasets import save
+from gridjax.env.holding import holding
+from gridjax.env.tasks import make
+
+FEEDERS = ("ieee13", "ieee34", "ieee37", "ieee123", "european_lv")
+SETTINGS = {"noise": 0.03, "noise_clip": 0.06, "critic_penalty": 0.0, "actor_penalty": 0.05, "body": "device"}
+EPSILONS = (8.0, 4.0, 2.0, 1.0)
+BOUND = 0.5
+HELD: dict[str, Any] = {}  # held-out days of the utilities
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much is done."""
+
+    feeders: tuple[str, ...] = FEEDERS
+    episodes: int = 20
+    rounds: int = 20
+    steps: int = 25
+    batch_size: int = 64
+    hidden: tuple[int, ...] = (16, 16)
+    days: int = 60
+    seeds: int = 2
+    clients: int = 200
+    drawn: float = 0.2
+    client_rounds: int = 40
+    client_steps: int = 10
+    widths: tuple[int, ...] = (4, 16, 64)
+
+
+QUICK = Size(("ieee13", "ieee34"), 4, 2, 3, 16, (4,), 2, 2, 12, 0.5, 2, 2, (4,))
+
+
+def logs(name: str, seed: int, episodes: int, place: Path) -> None:
+    """Held settings of every device, around no control."""
+    options = {"name": name, "seed": seed, "days": episodes}
+    env, params = make(**options)
+    policy, memory = holding(env, policies.nothing(env, params).action, share=0.3, width=0.5)
+    made = [Behaviour("held settings", policy, 1.0, memory)]
+    save(place, collect(env, params, made, jax.random.key(seed), episodes, made_by={**options, "hours": None}))
+
+
+def utilities(size: Size, folder: Path) -> tuple[Utility, ...]:
+    """All with their logs."""
+    out = []
+    for k, feeder in enumerate(size.feeders):
+        place = folder / f"{feeder}.npz"
+        logs(f"DerControl-{feeder}-v0", 10 + k, size.episodes, place)
+        out.append(utility(Owner(feeder, f"DerControl-{feeder}", str(place)), folder, Console(stderr=True)))
+        say(f"{feeder}: logged")
+    return tuple(out)
+
+
+def config(size: Size, updates: int, **more: Any) -> Any:
+    """ReBRAC's, with rates that fall over all updates."""
+    return REBRAC.config(**{**SETTINGS, "hidden": size.hidden, "discount": 0.9, "steps": float(updates), **more})
+
+
+@functools.cache
+def work(space: Any, size: Size, steps: int, updates: int) -> Work:
+    """A utility's; the same object for the same arguments, so that it is compiled once."""
+    return agent_work(REBRAC, config(size, updates), space, steps=steps, batch_size=size.batch_size)
+
+
+def trained(
+    owners: tuple[Utility, ...], size: Size, seed: int, *, steps: int, optimiser: Any = None, noise: float = 0.0
+) -> tuple[Any, ...]:
+    """Each utility's agent (1, ...) after all rounds of this many updates each."""
+    updates = size.rounds * size.steps
+    numbers, key = config(size, updates), jax.random.key(seed)
+    works = tuple(work(u.space, size, steps, updates) for u in owners)
+    federation = Federation(
+        works, optimiser or fed_avg(), Mean(), bound=BOUND if noise else None, noise_multiplier=noise,
+        expected=float(len(owners)) if noise else 0.0,
+    )  # fmt: skip
+    plan = Plan(federation, (Everyone(),) * len(owners))
+    groups = tuple(clients_of(u, REBRAC, numbers, key) for u in owners)
+    progress = start(plan, works[0].part(first_of(groups[0])), groups)
+    noises = jax.random.key(1000 + seed) if noise else None  # a simulation's: it can be made again
+    progress, _ = federate(
+        plan, progress, jax.random.fold_in(key, 1), noises, rounds=updates // steps, way=("groups", None)
+    )
+    shared = progress.server.shared
+    return tuple(
+        jax.tree.map(lambda a: a[None], w.join(first_of(g), shared))
+        for w, g in zip(works, progress.groups, strict=True)
+    )
+
+
+def first_of(clients: Any) -> Any:
+    """The state of the first client."""
+    return jax.tree.map(lambda a: a[0], clients.state)
+
+
+def scores(owners: tuple[Utility, ...], states: tuple[Any, ...], size: Size, numbers: Any) -> list[dict[str, float]]:
+    """Of each utility's held-out days: score over the price, and share of steps that violate the voltage."""
+    out = []
+    for u, state in zip(owners, states, strict=True):
+        figures = played(u, REBRAC, numbers, state, held(u, size.days))
+        out.append(of_figures(u, figures))
+    return out
+
+
+def held(u: Utility, days: int) -> Any:
+    """A utility's held-out days, made once."""
+    known = HELD.get(u.owner.name)
+    if known is None:
+        known = HELD[u.owner.name] = days_of(u, days)
+    return known
+
+
+def of_figures(u: Utility, figures: dict[str, np.ndarray]) -> dict[str, float]:
+    """Score over the price of 1 pu, and share of steps that violate the voltage limits."""
+    violated = figures["violated"][..., 0].sum() / figures["steps"].sum()
+    return {"score": float(score(u, figures).mean() / u.price[0]), "violated": float(violated)}
+
+
+def five(size: Size, owners: tuple[Utility, ...]) -> dict[str, Any]:
+    """The first part."""
+    none = []
+    for u in owners:
+        env, params, keys = held(u, size.days)
+        none.append(of_figures(u, evaluate_policy(env, params, policies.nothing(env, params), keys)))
+    numbers = config(size, size.rounds * size.steps)
+    z = {
+        e: noise_multiplier_for(e, 0.1 / len(owners), size.rounds, Everyone(), len(owners), "zero-out")
+        for e in EPSILONS
+    }
+    arms: dict[str, Any] = {
+        "central": lambda s: trained(owners, size, s, steps=1),
+        "FedAvg": lambda s: trained(owners, size, s, steps=size.steps),
+        "FedAvgM": lambda s: trained(owners, size, s, steps=size.steps, optimiser=fed_avg_m(0.3, 0.7)),
+        "FedAdam": lambda s: trained(owners, size, s, steps=size.steps, optimiser=fed_adam(3e-3)),
+        "alone": lambda s: tuple(trained((u,), size, s, steps=size.steps)[0] for u in owners),
+        **{
+            f"FedAvg, epsilon {e:g}": lambda s, e=e: trained(owners, size, s, steps=size.steps, noise=z[e])
+            for e in EPSILONS
+        },
+    }  # fmt: skip
+    found: dict[str, Any] = {"no control": [none]}
+    for name, arm in arms.items():
+        begun = time.time()
+        found[name] = [scores(owners, arm(seed), size, numbers) for seed in range(size.seeds)]
+        say(f"{name}: {np.mean([[r['score'] for r in one] for one in found[name]]):.4f}, {time.time() - begun:.0f} s")
+    shared = trained_parameters(owners[0], numbers)
+    return {
+        "feeders": list(size.feeders),
+        "arms": found,
+        "noise": {f"{e:g}": z[e] for e in EPSILONS},
+        "parameters": shared,
+    }
+
+
+def trained_parameters(u: Utility, numbers: Any, names: tuple[str, ...] = ("actor",)) -> int:
+    """How many numbers are shared."""
+    state = jax.eval_shape(lambda: REBRAC.init(jax.random.key(0), numbers, u.space))
+    return sum(a.size for name in names for a in jax.tree.leaves(getattr(state, name).params))
+
+
+def customers(size: Size, folder: Path) -> dict[str, Any]:
+    """The second part: owners of one day each."""
+    place = folder / "customers.npz"
+    logs("DerControl-ieee13-v0", 50, size.clients, place)
+    owner = Owner("customers", "DerControl-ieee13", str(place), clients=size.clients)
+    u = utility(owner, folder, Console(stderr=True))
+    mean, delta, rounds = size.drawn * size.clients, 0.1 / size.clients, size.client_rounds
+    sampler = Poisson(size.drawn, int(np.ceil(mean + 4 * np.sqrt(mean))))
+    z = {e: noise_multiplier_for(e, delta, rounds, sampler, size.clients, "zero-out") for e in EPSILONS}
+    rows = []
+    for width in size.widths:
+        numbers = config(size, rounds * size.client_steps, hidden=(width, width), discount=0.0)
+        own = agent_work(REBRAC, numbers, u.space, steps=size.client_steps, batch_size=24, shared=("actor", "critic"))
+        parameters = trained_parameters(u, numbers, ("actor", "critic"))
+        curve = width == size.widths[min(1, len(size.widths) - 1)]  # the others at one epsilon alone
+        for epsilon, noise in ((None, 0.0), *z.items()):
+            if not curve and epsilon not in (None, 8.0):
+                continue
+            federation = Federation((own,), fed_avg(), bound=BOUND, noise_multiplier=noise, expected=mean)
+            plan = Plan(federation, (sampler,))
+            seeds = [of_customers(plan, u, numbers, size, seed) for seed in range(size.seeds)]
+            row = {
+                "epsilon": epsilon, "noise_multiplier": noise, "width": width, "parameters": parameters,
+                "noise_to_clip": noise_to_clip(noise, parameters, mean) if noise else 0.0, "seeds": seeds,
+            }  # fmt: skip
+            rows.append(row)
+            say(f"customers, {parameters} parameters, epsilon {epsilon}: {np.mean([f['score'] for f in seeds]):.4f}")
+    env, params, keys = held(u, size.days)
+    one = dataclasses.replace(u, batches=u.batches[:1])
+    alone = dataclasses.replace(size, rounds=rounds, steps=size.client_steps)
+    numbers = config(alone, rounds * size.client_steps)
+    states = [trained((one,), alone, seed, steps=size.client_steps) for seed in range(size.seeds)]
+    return {
+        "clients": size.clients, "delta": delta, "rows": rows,
+        "no control": of_figures(u, evaluate_policy(env, params, policies.nothing(env, params), keys)),
+        "alone": [scores((u,), state, size, numbers)[0] for state in states],
+    }  # fmt: skip
+
+
+def of_customers(plan: Plan, u: Utility, numbers: Any, size: Size, seed: int) -> dict[str, float]:
+    """The figures of the policy that the owners learned, and the mean share of updates below the bound."""
+    clients, own = clients_of(u, REBRAC, numbers, jax.random.key(seed)), plan.federation.works[0]
+    inside: list[float] = []
+    progress, _ = federate(
+        plan, start(plan, own.part(first_of(clients)), (clients,)), jax.random.key(2000 + seed),
+        jax.random.key(3000 + seed) if plan.federation.private else None, rounds=size.client_rounds,
+        way=("groups", None), seen=lambda progress, ledgers, m: inside.append(float(m["inside"])),
+    )  # fmt: skip
+    state = own.join(first_of(progress.groups[0]), progress.server.shared)
+    (figures,) = scores((u,), (jax.tree.map(lambda a: a[None], state),), size, numbers)
+    return {**figures, "inside": float(np.mean(inside))}
+
+
+def shown(values: list[float]) -> str:
+    """Mean and interval over seeds."""
+    i = student(np.array(values))
+    return f"{i.value:.3f}" if len(values) < 2 else f"{i.value:.3f} ({i.low:.3f} to {i.high:.3f})"
+
+
+def means(record: dict[str, Any], arm: str) -> list[float]:
+    """Each seed's mean score over the utilities."""
+    return [float(np.mean([u["score"] for u in seed])) for seed in record["arms"][arm]]
+
+
+def page(record: dict[str, Any]) -> str:
+    """All of it as Markdown."""
+    lines = [
+        "# Learning together",
+        "",
+        f"Written by `{record['command']}` on {record['made_on']}; {record['seconds']:.0f} s.",
+        "",
+    ]
+    for part in (__doc__ or "").split("\n\n")[1:]:
+        lines += [" ".join(part.split()), ""]
+    f = record["five"]
+    low, high = (float(np.mean(means(f, arm))) for arm in ("alone", "central"))
+    lines += [f"## Five utilities, {f['parameters']} shared parameters", ""]
+    lines += ["| arm | mean score | closed | " + " | ".join(f["feeders"]) + " | voltage-violating steps |"]
+    lines += ["|---|---|---|" + "---|" * len(f["feeders"]) + "---|"]
+    for arm, seeds in f["arms"].items():
+        each = [f"{np.mean([s[k]['score'] for s in seeds]):.3f}" for k in range(len(f["feeders"]))]
+        closed = f"{100 * (np.mean(means(f, arm)) - low) / (high - low):.0f} %" if arm.startswith("Fed") else ""
+        violated = np.mean([[u["violated"] for u in s] for s in seeds])
+        lines += [f"| {arm} | {shown(means(f, arm))} | {closed} | {' | '.join(each)} | {100 * violated:.3g} % |"]
+    lines += ["", "Noise multipliers: " + ", ".join(f"epsilon {e}: {z:.3g}" for e, z in f["noise"].items()) + ".", ""]
+    c = record["customers"]
+    lines += [f"## {c['clients']} owners of single days, delta {c['delta']:g}", ""]
+    lines += [
+        "| shared parameters | epsilon | noise multiplier | noise over clip | below the bound | score |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in c["rows"]:
+        epsilon = "none" if r["epsilon"] is None else f"{r['epsilon']:g}"
+        lines += [
+            f"| {r['parameters']} | {epsilon} | {r['noise_multiplier']:.3g} | {r['noise_to_clip']:.3g} | "
+            f"{100 * np.mean([s['inside'] for s in r['seeds']]):.0f} % | {shown([s['score'] for s in r['seeds']])} |"
+        ]
+    lines += [
+        "",
+        f"No control: {c['no control']['score']:.3f}. One owner alone: {shown([s['score'] for s in c['alone']])}.",
+        "",
+    ]
+    lines += ["![scores](federated_results.svg)", ""]
+    return "\n".join(lines)
+
+
+def picture(record: dict[str, Any], path: Path) -> None:
+    """Mean scores of the arms, and of the customers over epsilon."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((9.0, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    arms = list(record["five"]["arms"])
+    for k, arm in enumerate(arms):
+        values = means(record["five"], arm)
+        left.plot(values, [k] * len(values), "o", ms=4, color=f"C{k % 10}")
+    left.set_yticks(range(len(arms)), arms, fontsize=7)
+    left.set(xlabel="mean score of five utilities (a dot a seed)", xscale="symlog")
+    c = record["customers"]
+    widths = record["size"]["widths"]
+    for r in c["rows"]:
+        at = 20.0 if r["epsilon"] is None else r["epsilon"]
+        values = [s["score"] for s in r["seeds"]]
+        right.plot([at] * len(values), values, "o", ms=4, color=f"C{widths.index(r['width'])}")
+    right.axhline(c["no control"]["score"], color="grey", lw=0.8, label="no control")
+    right.axhline(np.mean([s["score"] for s in c["alone"]]), color="black", lw=0.8, ls=":", label="one owner alone")
+    right.set(xlabel="epsilon (20: no noise)", ylabel="score", xscale="log", yscale="symlog")
+    right.legend(fontsize=7)
+    figure.savefig(path)
+
+
+def say(text: str) -> None:
+    """Progress."""
+    print(text, flush=True)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Runs both parts."""
+    jax.config.update("jax_enable_x64", True)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="tiny, to try it out")
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    options = parser.parse_args(words)
+    size = QUICK if options.quick else Size()
+    size = dataclasses.replace(size, seeds=options.seeds or size.seeds)
+    begun = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        record: dict[str, Any] = {
+            "command": "python -m benchmarks.federated" + (" --quick" if options.quick else ""),
+            "made_on": f"{machine()}, {os.cpu_count()} cores, " + ", ".join(f"{k} {v}" for k, v in versions().items()),
+            "size": dataclasses.asdict(size),
+            "five": five(size, utilities(size, Path(folder))),
+            "customers": customers(size, Path(folder)),
+        }
+    record["seconds"] = time.time() - begun
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "federated_results.json").write_text(json.dumps(record, indent=1) + "\n")
+    (options.out / "federated_results.md").write_text(page(record))
+    picture(record, options.out / "federated_results.svg")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -31,7 +31,8 @@ class PrivacyStatement:
     Attributes:
       unit: whose data is protected: all of one client, one trajectory, or one customer-day.
       ledger: mechanisms and rounds; they hold adjacency, sampler, number of units and noise multiplier.
-      clip_norm: C, where it is adaptive what it has come to after the last round; infinity where nothing was clipped (and claimed).
+      clip_norm: C, where it is adaptive what it has come to after the last round; infinity where nothing was clipped
+        (and claimed).
       adaptive: whether C followed the norms, by noisy counts that the noise multiplier covers.
       delta: of the claim.
       epsilon: of the claim; infinity without noise.

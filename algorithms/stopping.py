@@ -1,4 +1,4 @@
-"""Stopping long work by a signal, at a place of its own choice."""
+"""Stopping long work by a signal, at a place of its own choice, and going on with it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from algorithms import checkpoints
+from gridjax.commands import Refused
 
 
 @contextmanager
@@ -27,3 +34,25 @@ def signals() -> Iterator[list[int]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def to_go_on(
+    out: Path, resume: bool, errors: Console, kind: str = checkpoints.FORMAT
+) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint to go on from and its header, if there is one.
+
+    Raises:
+      Refused: there is a run, and nobody asked to go on with it.
+    """
+    if not resume:
+        if any((out / "checkpoints").glob("update-*")):
+            raise Refused(f"{out} holds a run: go on with it by --resume, or take another --out")
+        return None
+    found = checkpoints.newest(out, kind)
+    if found is None:
+        errors.print(Text(f"gridjax: {out} has no checkpoint yet: it begins anew"), soft_wrap=True)
+        return None
+    path, head, wrong = found
+    for text in wrong:
+        errors.print(Text(f"gridjax: {text}; {path.name} is taken"), soft_wrap=True)
+    return path, head

@@ -30,7 +30,7 @@ from algorithms.agents import AGENTS
 from algorithms.batches import Batch, from_dataset
 from algorithms.learning import Agent
 from algorithms.spaces import Space, space_of
-from algorithms.stopping import signals
+from algorithms.stopping import signals, to_go_on
 from gridjax.commands import Refused, check_folder
 from gridjax.drawing import printable
 from gridjax.env.device_view import device_view
@@ -74,7 +74,7 @@ def train(options: argparse.Namespace, console: Console, errors: Console) -> int
     out = Path(options.out or Path("runs") / f"{name}-{agent.name}")
     if options.out:
         check_folder(out)
-    found = _found(out, options.resume, errors)
+    found = to_go_on(out, options.resume, errors)
     made_by, data = mixtures.source(name, options.dataset, _env_options(options), options.episodes)
     env, params = mixtures.environment(made_by, errors)
     space, key, cost = _space(config, env, params, made_by), jax.random.key(options.seed), _prices(options, env)
@@ -183,22 +183,6 @@ def _prices(options: argparse.Namespace, env: Environment) -> np.ndarray | None:
     if len(options.price) != len(env.cost_names):
         raise Refused(f"--price has {len(options.price)} numbers; give one for each of: {', '.join(env.cost_names)}")
     return np.array(options.price)
-
-
-def _found(out: Path, resume: bool, errors: Console) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint to go on from, if there is one."""
-    if not resume:
-        if any((out / "checkpoints").glob("update-*")):
-            raise Refused(f"{out} holds a run: go on with it by --resume, or take another --out")
-        return None
-    found = checkpoints.newest(out)
-    if found is None:
-        errors.print(Text(f"gridjax: {out} has no checkpoint yet: it begins anew"), soft_wrap=True)
-        return None
-    path, head, wrong = found
-    for text in wrong:
-        errors.print(Text(f"gridjax: {text}; {path.name} is taken"), soft_wrap=True)
-    return path, head
 
 
 def _go(run: _Run, found: tuple[Path, dict[str, Any]] | None, errors: Console) -> float:

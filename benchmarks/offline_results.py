@@ -99,9 +99,9 @@ class Case:
 NUMBERS = (("actions", "continuous"),)
 CASES = (
     Case(
-        "VoltVar-ieee13-v0", 20_000, 0.1, 0.08, 0.95,
+        "VoltVar-ieee13-v0", 20_000, 0.1, 0.08, 0.97,
         (
-            Learner("rebrac", 30_000, REBRAC | {"actor_penalty": 0.05}, rows=512),
+            Learner("rebrac", 30_000, REBRAC | {"actor_penalty": 0.2}, rows=512),
             Learner("iql", 4000, IQL | {"temperature": 50.0}),
         ),
         options=NUMBERS,

@@ -9,7 +9,6 @@ checkpoint and returns 130 or 143.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import json
 import math
@@ -25,18 +24,18 @@ import jax
 import numpy as np
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from algorithms import checkpoints
 from algorithms.evaluation import evaluate_policy
 from algorithms.learning import Agent
-from algorithms.stopping import signals
+from algorithms.stopping import signals, to_go_on
 from federated import charts
 from federated import federation as rounds_of
 from federated.accounting import Budget, Ledger, noise_multiplier_for
 from federated.clipping import Adaptive
+from federated.display import Bar, Rows
 from federated.federation import Plan
 from federated.learning import agent_work
 from federated.mechanism import Mechanism
@@ -93,7 +92,7 @@ def federate(options: argparse.Namespace, console: Console, errors: Console) -> 
     out = options.out or Path("runs") / options.config.stem
     if options.out:
         check_folder(out)
-    found = _found(out, options.resume, errors)
+    found = to_go_on(out, options.resume, errors, FORMAT)
     out.mkdir(parents=True, exist_ok=True)
     run = prepared(settings, known[settings.algorithm], out, errors)
     began = time.perf_counter()
@@ -162,22 +161,6 @@ def _promise(settings: Settings, samplers: tuple[Sampler, ...]) -> tuple[float, 
     return delta, max(noise_multiplier_for(p.epsilon, delta, settings.rounds, s, n, adjacency) for s, n in each)
 
 
-def _found(out: Path, resume: bool, errors: Console) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint to go on from, if there is one."""
-    if not resume:
-        if any((out / "checkpoints").glob("update-*")):
-            raise Refused(f"{out} holds a run: go on with it by --resume, or take another --out")
-        return None
-    found = checkpoints.newest(out, FORMAT)
-    if found is None:
-        errors.print(Text(f"gridjax: {out} has no checkpoint yet: it begins anew"), soft_wrap=True)
-        return None
-    path, head, wrong = found
-    for text in wrong:
-        errors.print(Text(f"gridjax: {text}; {path.name} is taken"), soft_wrap=True)
-    return path, head
-
-
 def _go(
     run: Run, found: tuple[Path, dict[str, Any]] | None, errors: Console
 ) -> tuple[rounds_of.Progress, tuple[Ledger, ...]]:
@@ -197,9 +180,10 @@ def _go(
         progress = _with_data(kept, progress)
         ledgers = tuple(Ledger.from_dict(one) for one in old["ledgers"])
         checkpoints.set_aside(run.out, int(progress.server.round))
-    rows = _Rows(run.out / "rounds.csv", int(progress.server.round))
+    rows = Rows(run.out / "rounds.csv", int(progress.server.round))
     with ExitStack() as stack:
-        advance = stack.enter_context(_bar(run, int(progress.server.round), errors))
+        done = int(progress.server.round)
+        advance = stack.enter_context(Bar(settings.rounds, done, plan.budget, run.delta, errors))
         caught = stack.enter_context(signals())
 
         def seen(progress: rounds_of.Progress, ledgers: tuple[Ledger, ...], values: Mapping[str, Any]) -> None:
@@ -238,56 +222,6 @@ def _kept(progress: rounds_of.Progress) -> Saved:
 def _with_data(kept: rounds_of.Progress, fresh: rounds_of.Progress) -> rounds_of.Progress:
     pairs = zip(kept.groups, fresh.groups, strict=True)
     return kept.replace(groups=tuple(old.replace(data=new.data, rows=new.rows) for old, new in pairs))  # type: ignore[attr-defined]
-
-
-class _Rows:
-    """rounds.csv: a row a round; rows beyond the checkpoint that is taken up are dropped."""
-
-    def __init__(self, path: Path, done: int) -> None:
-        self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines[1:] if int(line.split(",", 1)[0]) <= done]
-        path.write_text("".join(f"{line}\n" for line in lines[:1] + kept) if done else "")
-
-    def add(self, done: int, values: Mapping[str, float]) -> None:
-        """Appends a round."""
-        new = self.path.stat().st_size == 0
-        with self.path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(["round", *values])
-            writer.writerow([done, *(f"{v:.9g}" for v in values.values())])
-
-
-class _Bar:
-    """A progress bar on a terminal: rounds, and what they have spent."""
-
-    def __init__(self, run: Run, done: int, errors: Console) -> None:
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[says]}"),
-            TimeRemainingColumn(),
-        )  # fmt: skip
-        self.bar = Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
-        self.run = run
-        self.task = self.bar.add_task("rounds", total=run.settings.rounds, completed=done, says="compiling")
-
-    def __enter__(self) -> _Bar:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.bar.stop()
-
-    def update(self, done: int, epsilon: float) -> None:
-        """After a round."""
-        budget = self.run.plan.budget
-        of = f" of {budget.epsilon:g}" if budget else ""
-        says = f"epsilon {epsilon:.3g}{of} at {self.run.delta:.2g}" if math.isfinite(epsilon) else "no privacy"
-        self.bar.update(self.task, completed=done, says=says)
-
-
-def _bar(run: Run, done: int, errors: Console) -> _Bar:
-    return _Bar(run, done, errors)
 
 
 def statement_of(run: Run, progress: rounds_of.Progress, ledgers: tuple[Ledger, ...]) -> PrivacyStatement:

@@ -8,6 +8,7 @@ independent of each other, so that what the run spends is the largest of what th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -169,19 +170,29 @@ def _round(plan: Plan, way: tuple[str, Mesh | None], key: jax.Array, noise: jax.
 
 def _steps(plan: Plan, way: tuple[str, Mesh | None], key: jax.Array, noise: jax.Array | None, progress: Progress):
     draws, works = jax.random.split(key)
-    cohorts, before = [], 0
-    for g, (sampler, group) in enumerate(zip(plan.samplers, progress.groups, strict=True)):
+    cohorts, ids = _asked(plan.samplers, draws, progress.groups)
+    server, after, metrics = spread(plan.federation, *way)(works, noise, progress.server, cohorts)
+    present = tuple(cohort.present for cohort in cohorts)
+    return Progress(server, _returned(progress.groups, ids, present, after)), metrics
+
+
+@functools.partial(jax.jit, static_argnames=("samplers",))
+def _asked(samplers: tuple[Sampler, ...], key: jax.Array, groups: tuple[Clients, ...]):
+    """A cohort of each group, with the clients' numbers over all groups, and their places in the group."""
+    cohorts, places, before = [], [], 0
+    for g, (sampler, group) in enumerate(zip(samplers, groups, strict=True)):
         number = group.rows.shape[0]
-        ids, present = sampler.draw(jax.random.fold_in(draws, g), number)
-        cohorts.append((ids, Cohort(take(group, ids), ids + before, present)))
+        ids, present = sampler.draw(jax.random.fold_in(key, g), number)
+        cohorts.append(Cohort(take(group, ids), ids + before, present))
+        places.append(ids)
         before += number
-    go = spread(plan.federation, *way)
-    server, after, metrics = go(works, noise, progress.server, tuple(c for _, c in cohorts))
-    groups = tuple(
-        put(group, ids, cohort.present, now)
-        for group, (ids, cohort), now in zip(progress.groups, cohorts, after, strict=True)
-    )
-    return Progress(server, groups), metrics
+    return tuple(cohorts), tuple(places)
+
+
+@jax.jit
+def _returned(groups: tuple[Clients, ...], ids: Any, present: Any, after: tuple[Clients, ...]) -> tuple[Clients, ...]:
+    """All clients, those that were present as they are now."""
+    return tuple(put(*one) for one in zip(groups, ids, present, after, strict=True))
 
 
 _whole = jax.jit(_steps, static_argnames=("plan", "way"))

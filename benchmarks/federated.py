@@ -295,7 +295,8 @@ def page(record: dict[str, Any]) -> str:
     lines += ["|---|---|---|" + "---|" * len(f["feeders"]) + "---|"]
     for arm, seeds in f["arms"].items():
         each = [f"{np.mean([s[k]['score'] for s in seeds]):.3f}" for k in range(len(f["feeders"]))]
-        closed = f"{100 * (np.mean(means(f, arm)) - low) / (high - low):.0f} %" if arm.startswith("Fed") else ""
+        closed = "no gap" if high <= low else f"{100 * (np.mean(means(f, arm)) - low) / (high - low):.0f} %"
+        closed = closed if arm.startswith("Fed") else ""
         violated = np.mean([[u["violated"] for u in s] for s in seeds])
         lines += [f"| {arm} | {shown(means(f, arm))} | {closed} | {' | '.join(each)} | {100 * violated:.3g} % |"]
     lines += ["", "Noise multipliers: " + ", ".join(f"epsilon {e}: {z:.3g}" for e, z in f["noise"].items()) + ".", ""]

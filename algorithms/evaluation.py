@@ -25,6 +25,7 @@ from algorithms.learning import Agent
 from algorithms.spaces import Space
 from gridjax.env.environment import Environment, Policy, pick
 from gridjax.env.tasks import make
+from gridjax.env.volt_var import VoltVar
 
 VIOLATED = 1e-6  # a cost above counts as a violation: below are the power flow's own errors
 DRAWS = 40  # keys tried for each day
@@ -170,6 +171,11 @@ def day_keys(
     if len(first) < days:
         raise ValueError(f"only {len(first)} of {days} days begin: make the environment with more of them")
     return keys[first[:days]]
+
+
+def prices(env: Environment) -> np.ndarray:
+    """Of each cost in a score, (costs,): what a failed power flow costs, or 0 where the reward holds the violations."""
+    return np.r_[np.full(len(env.constraints), 0.0 if isinstance(env, VoltVar) else -env.failure_penalty), 0.0]
 
 
 def room(env: Environment) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from algorithms.evaluation import prices
 from benchmarks import ascent, searches
 from benchmarks.baselines import SAME
 from benchmarks.days import day_keys, replay, walk
@@ -87,12 +88,6 @@ def effort_for(name: str) -> Effort:
     return Effort() if nodes < 1000 else MIDDLE if nodes < 5000 else LARGE
 
 
-def price_of(env: Environment) -> np.ndarray:
-    """Of the costs in the score, (costs,): see the module's text."""
-    inside = isinstance(env, VoltVar)
-    return np.r_[np.full(len(env.constraints), 0.0 if inside else -env.failure_penalty), 0.0]
-
-
 def prepare(name: str, effort: Effort | None, days: int | None) -> Case:
     """The environment with both kinds of days."""
     effort = effort or effort_for(name)
@@ -102,7 +97,7 @@ def prepare(name: str, effort: Effort | None, days: int | None) -> Case:
     _, training = make(name, seed=TRAINING, days=effort.training)
     keys = day_keys(env, params, effort.held_out, HELD_OUT)
     chosen = day_keys(env, training, effort.training, TRAINING)
-    return Case(name, env, params, keys, training, chosen, price_of(env), effort)
+    return Case(name, env, params, keys, training, chosen, prices(env), effort)
 
 
 def spread(total: int, count: int) -> np.ndarray:

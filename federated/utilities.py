@@ -20,7 +20,7 @@ from rich.console import Console
 
 from algorithms import mixtures
 from algorithms.batches import Batch, from_dataset, rows
-from algorithms.evaluation import Figures, evaluate, held_out
+from algorithms.evaluation import Figures, evaluate, held_out, prices
 from algorithms.learning import Agent
 from algorithms.spaces import Space, space_of
 from federated.learning import agents
@@ -79,19 +79,13 @@ def utility(owner: Owner, folder: Path, errors: Console) -> Utility:
     except ValueError as error:
         raise Refused(f"{owner.name}: {error}") from error
     price = prices(env)
-    batch = from_dataset(data, space, reward_scale=scale(env), prices=price)
+    batch = from_dataset(data, space, reward_scale=scale(price), prices=price)
     return Utility(owner, made_by, env, space, price, dealt(batch, data, owner), data)
 
 
-def prices(env: Environment) -> np.ndarray:
-    """Of each cost (constraints,): what a failed power flow costs, where the reward does not hold the violations."""
-    inside = type(env).__name__ == "VoltVar"
-    return np.r_[np.full(len(env.constraints), 0.0 if inside else -env.failure_penalty), 0.0]
-
-
-def scale(env: Environment) -> float:
-    """The factor of the rewards that networks learn."""
-    return 1.0 if type(env).__name__ == "VoltVar" else -2.0 / env.failure_penalty
+def scale(price: np.ndarray) -> float:
+    """The factor of the rewards that networks learn; 1 where violations have no price."""
+    return 2.0 / price.max() if price.any() else 1.0
 
 
 def dealt(batch: Batch, data: Dataset, owner: Owner) -> tuple[Batch, ...]:

@@ -30,6 +30,7 @@ from rich.text import Text
 from algorithms import checkpoints
 from algorithms.evaluation import evaluate_policy
 from algorithms.learning import Agent
+from algorithms.statistics import student
 from algorithms.stopping import signals, to_go_on
 from federated import charts
 from federated import federation as rounds_of
@@ -116,13 +117,17 @@ def prepared(settings: Settings, agent: Agent, out: Path, errors: Console) -> Ru
     config = configured(agent, settings)
     samplers = tuple(_sampler(settings, owner.clients) for owner in settings.utilities)
     delta, z = _promise(settings, samplers)
+    rate = float(getattr(config, "actor_rate", getattr(config, "rate", 0.0)))
     works = tuple(
-        agent_work(
-            agent, config, one.space, steps=settings.steps, batch_size=settings.batch_size, shared=settings.shared,
-            prox=settings.prox, rate=float(getattr(config, "actor_rate", getattr(config, "rate", 0.0))),
+        dataclasses.replace(
+            agent_work(
+                agent, config, one.space, steps=settings.steps, batch_size=settings.batch_size, shared=settings.shared
+            ),
+            prox=settings.prox,
+            rate=rate,
         )
         for one in utilities
-    )  # fmt: skip
+    )
     expected = sum(s.expected(owner.clients) for s, owner in zip(samplers, settings.utilities, strict=True))
     p = settings.privacy
     federation = Federation(
@@ -305,10 +310,11 @@ def _evaluated(run: Run, one: Utility, state: Any, errors: Console) -> dict[str,
         nothing = evaluate_policy(env, params, policies.nothing(env, params), keys)
     mine, none = score(one, figures)[0], score(one, nothing)[0]
     gap = mine - none
+    interval = student(gap)
     return {
         "name": one.owner.name, "env": one.made_by["name"], "clients": one.owner.clients, "rows": len(one.data.episode),
         "score": float(mine.mean()), "no_control": float(none.mean()), "gain": float(gap.mean()),
-        "gain_half": float(1.96 * gap.std(ddof=1) / math.sqrt(len(gap))) if len(gap) > 1 else None,
+        "gain_half": (interval.high - interval.low) / 2 if len(gap) > 1 else None,
         "violated": (figures["violated"].sum(axis=(0, 1)) / figures["steps"].sum()).tolist()[:-1],
         "violated_no_control": (nothing["violated"].sum(axis=(0, 1)) / nothing["steps"].sum()).tolist()[:-1],
         "days": len(gap),

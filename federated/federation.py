@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from federated.accounting import Budget, Ledger
+from federated.accounting import COARSE, Budget, Ledger, composed
 from federated.block import Cohort
 from federated.mechanism import Adjacency, Mechanism
 from federated.round import Federation, Server, begin, ready, spread
@@ -157,10 +157,13 @@ def federate(
 
 
 def spent(plan: Plan, ledgers: tuple[Ledger, ...], delta: float) -> float:
-    """Epsilon at delta of all rounds so far; infinite without noise."""
+    """Epsilon at delta of all rounds so far, to be shown after every one: coarse, so up to a few 1e-4 too large.
+
+    Infinite without noise.
+    """
     if not plan.federation.private:
         return float("inf")
-    return max(ledger.spent(delta) for ledger in ledgers)
+    return max(composed(ledger.entries, delta, COARSE) for ledger in ledgers)
 
 
 def _round(plan: Plan, way: tuple[str, Mesh | None], key: jax.Array, noise: jax.Array | None, progress: Progress):

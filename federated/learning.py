@@ -8,7 +8,6 @@ feeder, so that utilities with different grids can learn one policy (`Design.bod
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,11 +27,8 @@ def agent_work(
     steps: int,
     batch_size: int = 256,
     shared: tuple[str, ...] = ("actor",),
-    rate: float = 0.0,
-    prox: float = 0.0,
-    merit: Callable[[Metrics], jax.Array] | None = None,
 ) -> Work:
-    """Updates of an agent as the work of a client.
+    """Updates of an agent as the work of a client; `dataclasses.replace` gives it a pull or a merit.
 
     Args:
       agent: the algorithm.
@@ -41,9 +37,6 @@ def agent_work(
       steps: updates of a round.
       batch_size: rows of each, drawn with replacement from the client's own.
       shared: the learners of the agent's state whose parameters are shared.
-      rate: see `federated.work.Work`.
-      prox: likewise.
-      merit: likewise, from the agent's metrics.
 
     Raises:
       ValueError: the agent has no such learner, or computes something over the whole data set between updates.
@@ -67,7 +60,7 @@ def agent_work(
     def join(state: Any, params: Tree) -> Any:
         return state.replace(**{name: getattr(state, name).replace(params=params[name]) for name in shared})
 
-    return Work(step, part, join, steps, rate, prox, merit)
+    return Work(step, part, join, steps)
 
 
 def agents(agent: Agent, config: Any, space: Space, batches: list[Batch], key: jax.Array) -> Clients:

@@ -191,3 +191,35 @@ def test_two_processes_give_the_result_of_one():
     assert run.returncode == 0, run.stdout + run.stderr
     found = re.findall(r"process (\d): 4 devices of 2 processes, gap ([\d.e+-]+)", run.stdout)
     assert sorted(process for process, _ in found) == ["0", "1"] and all(float(gap) <= 1e-10 for _, gap in found)
+
+
+def watched():
+    """A work, and a list that grows whenever its step is traced."""
+    traced, plain = [], work(steps=2)
+
+    def step(*args):
+        traced.append(1)
+        return plain.step(*args)
+
+    return dataclasses.replace(plain, step=step), traced
+
+
+@pytest.mark.parametrize("way", ["block", "groups"])
+def test_rounds_are_traced_once(way):
+    mine, traced = watched()
+    plan = Plan(Federation((mine,), fed_avg()), (Everyone(),))
+    progress, _ = federate(plan, start(plan, SHARED, (clients(GOALS),)), KEY, rounds=1, way=(way, None))
+    first = len(traced)
+    federate(plan, progress, KEY, rounds=5, way=(way, None))
+    assert len(traced) == first > 0
+
+
+def test_a_group_s_program_serves_any_optimiser_bound_and_noise():
+    mine, traced = watched()
+    counts = []
+    for z, bound, optimiser in ((1.0, 0.5, fed_avg()), (2.0, 0.7, fed_avg()), (2.0, 0.7, fed_adam())):
+        federation = Federation((mine,), optimiser, bound=bound, noise_multiplier=z, expected=8.0)
+        plan = Plan(federation, (Everyone(),))
+        federate(plan, start(plan, SHARED, (clients(GOALS),)), KEY, NOISE, rounds=2, way=("groups", None))
+        counts.append(len(traced))
+    assert counts[0] == counts[1] == counts[2] > 0

@@ -300,8 +300,7 @@ def page(record: dict[str, Any]) -> str:
         violated = np.mean([[u["violated"] for u in s] for s in seeds])
         lines += [f"| {arm} | {shown(means(f, arm))} | {closed} | {' | '.join(each)} | {100 * violated:.3g} % |"]
     lines += ["", "Noise multipliers: " + ", ".join(f"epsilon {e}: {z:.3g}" for e, z in f["noise"].items()) + ".", ""]
-    if "customers" in record:
-        lines += of_days(record["customers"])
+    lines += of_days(record["customers"]) if "customers" in record else ["The second part was not run to its end.", ""]
     return "\n".join(lines)
 
 

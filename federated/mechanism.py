@@ -4,7 +4,8 @@ A mechanism clips every drawn client's update to norm C, and adds N(0, (z C)^2) 
 multiplier z is ALWAYS the noise's deviation over the clip norm C, never over the sensitivity. Neighbouring federations
 differ in one client:
 
-    "zero-out"        its update is replaced by zeros: the sum changes by at most C. The number of clients is public.
+    "zero-out"        it contributes nothing, neither an update nor a bit to an adaptive bound: the sum changes by at
+                      most C. The number of clients is public.
     "add-or-remove"   it is there or not: C too, and the same epsilon.
     "replace"         it has other data: the sum changes by at most 2 C, so that noise over sensitivity is z / 2.
 

@@ -1,16 +1,18 @@
 """Utilities that learn together: `python -m benchmarks.federated`; writes docs/federated_results.{md,json,svg}.
 
-Five utilities with feeders of their own (IEEE 13, 34, 37 and 123, and the European low-voltage feeder) log few days of
-settings that are held for hours, around no control. They learn one policy for single devices by ReBRAC, the actor
-shared, critics at home. *Alone* each learns from its own log. *Central* is the upper bound: all learn in step, one
-update a round, as one trainer with everybody's data would. *Untrained* networks act in the middle of every range.
-Every arm makes the same number of updates on each log. The score is the return less priced violations, over the price
-of one pu of violation on that feeder, as a mean over held-out days; intervals are Student's over seeds. *Closed* is
-the share of the gap between alone and central. Noise is that of a client-level promise, the client being a utility:
-five of them cannot hide one another, and the table shows it.
+Five utilities with feeders of their own (IEEE 13, 34, 37 and 123, and the European low-voltage feeder), each with 12
+photovoltaic inverters, 4 batteries and 4 car chargers, log ten days of settings that are held for hours, drawn around
+the middle of every range; in half of the days devices of one kind move together. They learn one policy for single
+devices by TD3+BC, the actor shared, critics at home. *Central* is the upper bound: all learn in step, one update a
+round, as one trainer with everybody's data would. *Alone* each learns from its own log, as long and as fast as the
+others (4,000 updates), and, since that overfits ten days, also *gently*: half of the updates at a third of the rate;
+*closed* is the share of the gap between the better of these two and central. *Untrained* networks act in the middle of
+every range. The score is the return less priced violations, over the price of one pu of violation on that feeder, as a
+mean over held-out days; intervals are Student's over seeds of the learners (the logs are the same). Noise is that of a
+client-level promise, the client being a utility: five of them cannot hide one another, and the table shows it.
 
 The second part has owners of single days of the IEEE 13 feeder as clients, of whom a share is drawn each round; actor
-and critics are shared, and the discount is 0, since nobody has more than a day.
+and critics are shared, and the discount is 0, since nobody has more than a day. *Alone* one owner learns from its day.
 """
 
 from __future__ import annotations
@@ -30,30 +32,33 @@ import numpy as np
 from rich.console import Console
 
 from algorithms.evaluation import evaluate_policy
-from algorithms.rebrac import REBRAC
 from algorithms.statistics import student
+from algorithms.td3_bc import TD3_BC
 from benchmarks.powerflow import machine, versions
 from federated.accounting import noise_multiplier_for
 from federated.aggregation import Mean
 from federated.federation import Plan, federate, start
 from federated.learning import agent_work
 from federated.noise import noise_to_clip
-from federated.round import Federation, fed_adam, fed_avg, fed_avg_m
+from federated.round import Federation, fed_avg, fed_avg_m
 from federated.sampling import Everyone, Poisson
 from federated.settings import Owner
 from federated.utilities import Utility, clients_of, days_of, played, score, utility
 from federated.work import Work
 from gridjax.env import policies
-from gridjax.env.behaviours import Behaviour
+from gridjax.env.behaviours import Behaviour, kinds
 from gridjax.env.collection import collect
 from gridjax.env.datasets import save
 from gridjax.env.holding import holding
 from gridjax.env.tasks import make
 
 FEEDERS = ("ieee13", "ieee34", "ieee37", "ieee123", "european_lv")
-SETTINGS = {"noise": 0.03, "noise_clip": 0.06, "critic_penalty": 0.0, "actor_penalty": 0.05, "body": "device"}
+FLEET = {"fleet": 12, "batteries": 4, "cars": 4}
+RATE = 3e-3
+SETTINGS = {"noise": 0.1, "noise_clip": 0.2, "alpha": 10.0, "norm": True, "body": "device"}
 EPSILONS = (8.0, 4.0, 2.0, 1.0)
 BOUND = 0.5
+PARTS = ("five", "customers")
 HELD: dict[str, Any] = {}  # held-out days of the utilities
 
 
@@ -62,30 +67,32 @@ class Size:
     """How much is done."""
 
     feeders: tuple[str, ...] = FEEDERS
-    episodes: int = 20
-    rounds: int = 20
-    steps: int = 25
+    episodes: int = 10
+    updates: int = 4000
+    steps: int = 20
     batch_size: int = 64
-    hidden: tuple[int, ...] = (16, 16)
+    hidden: tuple[int, ...] = (32, 32)
     days: int = 60
-    seeds: int = 2
+    seeds: int = 3
+    private_rounds: int = 40
     clients: int = 200
     drawn: float = 0.2
     client_rounds: int = 30
     client_steps: int = 10
     widths: tuple[int, ...] = (4, 16)
-    epsilons: tuple[float, ...] = (8.0, 1.0)
 
 
-QUICK = Size(("ieee13", "ieee34"), 4, 2, 3, 16, (4,), 2, 2, 12, 0.5, 2, 2, (4,))
+QUICK = Size(("ieee13", "ieee34"), 4, 6, 3, 16, (4,), 2, 2, 2, 12, 0.5, 2, 2, (4,))
 
 
 def logs(name: str, seed: int, episodes: int, place: Path) -> None:
-    """Held settings of every device, around no control."""
-    options = {"name": name, "seed": seed, "days": episodes}
+    """Held settings around the middle of every range."""
+    options: dict[str, Any] = {"name": name, "seed": seed, "days": 365, **FLEET}
     env, params = make(**options)
-    policy, memory = holding(env, policies.nothing(env, params).action, share=0.3, width=0.5)
-    made = [Behaviour("held settings", policy, 1.0, memory)]
+    made = []
+    for what, tie in (("kinds together", kinds(env)), ("each by itself", None)):
+        policy, memory = holding(env, np.zeros(env.action_size), share=0.3, width=0.6, tie=tie)
+        made.append(Behaviour(what, policy, 0.5, memory))
     save(place, collect(env, params, made, jax.random.key(seed), episodes, made_by={**options, "hours": None}))
 
 
@@ -100,15 +107,16 @@ def utilities(size: Size, folder: Path) -> tuple[Utility, ...]:
     return tuple(out)
 
 
-def config(size: Size, updates: int, **more: Any) -> Any:
-    """ReBRAC's, with rates that fall over all updates."""
-    return REBRAC.config(**{**SETTINGS, "hidden": size.hidden, "discount": 0.9, "steps": float(updates), **more})
+def config(size: Size, rate: float = RATE, **more: Any) -> Any:
+    """TD3+BC's numbers."""
+    given = {**SETTINGS, "hidden": size.hidden, "discount": 0.9, "rate": rate, "actor_rate": rate, **more}
+    return TD3_BC.config(**given)
 
 
 @functools.cache
-def work(space: Any, size: Size, steps: int, updates: int) -> Work:
+def work(space: Any, size: Size, steps: int, rate: float) -> Work:
     """A utility's; the same object for the same arguments, so that it is compiled once."""
-    return agent_work(REBRAC, config(size, updates), space, steps=steps, batch_size=size.batch_size)
+    return agent_work(TD3_BC, config(size, rate), space, steps=steps, batch_size=size.batch_size)
 
 
 def trained(
@@ -117,24 +125,24 @@ def trained(
     seed: int,
     *,
     steps: int,
+    updates: int,
+    rate: float = RATE,
     optimiser: Any = None,
     noise: float = 0.0,
-    share: float = 1.0,
 ) -> tuple[Any, ...]:
-    """Each utility's agent (1, ...) after all rounds (or a share of them) of this many updates each."""
-    updates = size.rounds * size.steps
-    numbers, key = config(size, updates), jax.random.key(seed)
-    works = tuple(work(u.space, size, steps, updates) for u in owners)
+    """Each utility's agent (1, ...) after this many updates, so many of them a round."""
+    key = jax.random.key(seed)
+    works = tuple(work(u.space, size, steps, rate) for u in owners)
     federation = Federation(
         works, optimiser or fed_avg(), Mean(), bound=BOUND if noise else None, noise_multiplier=noise,
         expected=float(len(owners)) if noise else 0.0,
     )  # fmt: skip
     plan = Plan(federation, (Everyone(),) * len(owners))
-    groups = tuple(clients_of(u, REBRAC, numbers, key) for u in owners)
+    groups = tuple(clients_of(u, TD3_BC, config(size, rate), key) for u in owners)
     progress = start(plan, works[0].part(first_of(groups[0])), groups)
     noises = jax.random.key(1000 + seed) if noise else None  # a simulation's: it can be made again
     progress, _ = federate(
-        plan, progress, jax.random.fold_in(key, 1), noises, rounds=round(share * updates / steps), way=("groups", None)
+        plan, progress, jax.random.fold_in(key, 1), noises, rounds=updates // steps, way=("groups", None)
     )
     shared = progress.server.shared
     return tuple(
@@ -152,7 +160,7 @@ def scores(owners: tuple[Utility, ...], states: tuple[Any, ...], size: Size, num
     """Of each utility's held-out days: score over the price, and share of steps that violate the voltage."""
     out = []
     for u, state in zip(owners, states, strict=True):
-        figures = played(u, REBRAC, numbers, state, held(u, size.days))
+        figures = played(u, TD3_BC, numbers, state, held(u, size.days))
         out.append(of_figures(u, figures))
     return out
 
@@ -177,23 +185,29 @@ def five(size: Size, owners: tuple[Utility, ...]) -> dict[str, Any]:
     for u in owners:
         env, params, keys = held(u, size.days)
         none.append(of_figures(u, evaluate_policy(env, params, policies.nothing(env, params), keys)))
-    numbers = config(size, size.rounds * size.steps)
+    numbers, n, few = config(size), size.updates, size.private_rounds
     z = {
-        e: noise_multiplier_for(e, 0.1 / len(owners), size.rounds, Everyone(), len(owners), "zero-out")
-        for e in size.epsilons
-    }
-    arms: dict[str, Any] = {
-        "untrained": lambda s: trained(owners, size, s, steps=size.steps, share=0.0),
-        "central": lambda s: trained(owners, size, s, steps=1),
-        "FedAvg": lambda s: trained(owners, size, s, steps=size.steps),
-        "FedAvgM": lambda s: trained(owners, size, s, steps=size.steps, optimiser=fed_avg_m(0.3, 0.7)),
-        "FedAdam": lambda s: trained(owners, size, s, steps=size.steps, optimiser=fed_adam(3e-3)),
-        "alone": lambda s: tuple(trained((u,), size, s, steps=size.steps)[0] for u in owners),
-        **{
-            f"FedAvg, epsilon {e:g}": lambda s, e=e: trained(owners, size, s, steps=size.steps, noise=z[e])
-            for e in size.epsilons
-        },
+        e: noise_multiplier_for(e, 0.1 / len(owners), few, Everyone(), len(owners), "zero-out") for e in EPSILONS
     }  # fmt: skip
+
+    def together(steps: int, updates: int = n, **more: Any) -> Any:
+        return lambda seed: trained(owners, size, seed, steps=steps, updates=updates, **more)
+
+    def apart(updates: int, rate: float) -> Any:
+        return lambda seed: tuple(
+            trained((u,), size, seed, steps=size.steps, updates=updates, rate=rate)[0] for u in owners
+        )
+
+    arms: dict[str, Any] = {
+        "untrained": together(size.steps, 0),
+        "central": together(1),
+        "FedAvg": together(size.steps),
+        "FedAvgM": together(size.steps, optimiser=fed_avg_m(0.3, 0.7)),
+        "alone": apart(n, RATE),
+        "alone, gently": apart(n // 2, RATE / 3),
+        "FedAvg, few rounds": together(size.steps, few * size.steps),
+        **{f"FedAvg, few rounds, epsilon {e:g}": together(size.steps, few * size.steps, noise=z[e]) for e in EPSILONS},
+    }
     found: dict[str, Any] = {"no control": [none]}
     for name, arm in arms.items():
         begun = time.time()
@@ -203,14 +217,14 @@ def five(size: Size, owners: tuple[Utility, ...]) -> dict[str, Any]:
     return {
         "feeders": list(size.feeders),
         "arms": found,
-        "noise": {f"{e:g}": z[e] for e in size.epsilons},
+        "noise": {f"{e:g}": z[e] for e in EPSILONS},
         "parameters": shared,
     }
 
 
 def trained_parameters(u: Utility, numbers: Any, names: tuple[str, ...] = ("actor",)) -> int:
     """How many numbers are shared."""
-    state = jax.eval_shape(lambda: REBRAC.init(jax.random.key(0), numbers, u.space))
+    state = jax.eval_shape(lambda: TD3_BC.init(jax.random.key(0), numbers, u.space))
     return sum(a.size for name in names for a in jax.tree.leaves(getattr(state, name).params))
 
 
@@ -226,7 +240,7 @@ def customers(size: Size, folder: Path) -> dict[str, Any]:
     rows = []
     for width in size.widths:
         numbers = config(size, rounds * size.client_steps, hidden=(width, width), discount=0.0)
-        own = agent_work(REBRAC, numbers, u.space, steps=size.client_steps, batch_size=24, shared=("actor", "critic"))
+        own = agent_work(TD3_BC, numbers, u.space, steps=size.client_steps, batch_size=24, shared=("actor", "critic"))
         parameters = trained_parameters(u, numbers, ("actor", "critic"))
         curve = width == size.widths[min(1, len(size.widths) - 1)]  # the others at one epsilon alone
         for epsilon, noise in ((None, 0.0), *z.items()):
@@ -255,7 +269,7 @@ def customers(size: Size, folder: Path) -> dict[str, Any]:
 
 def of_customers(plan: Plan, u: Utility, numbers: Any, size: Size, seed: int) -> dict[str, float]:
     """The figures of the policy that the owners learned, and the mean share of updates below the bound."""
-    clients, own = clients_of(u, REBRAC, numbers, jax.random.key(seed)), plan.federation.works[0]
+    clients, own = clients_of(u, TD3_BC, numbers, jax.random.key(seed)), plan.federation.works[0]
     inside: list[float] = []
     progress, _ = federate(
         plan, start(plan, own.part(first_of(clients)), (clients,)), jax.random.key(2000 + seed),
@@ -267,10 +281,11 @@ def of_customers(plan: Plan, u: Utility, numbers: Any, size: Size, seed: int) ->
     return {**figures, "inside": float(np.mean(inside))}
 
 
-def shown(values: list[float]) -> str:
+def shown(values: list[float], digits: int = 3) -> str:
     """Mean and interval over seeds."""
     i = student(np.array(values))
-    return f"{i.value:.3f}" if len(values) < 2 else f"{i.value:.3f} ({i.low:.3f} to {i.high:.3f})"
+    value, low, high = (f"{a:.{digits}f}" for a in (i.value, i.low, i.high))
+    return value if len(values) < 2 else f"{value} ({low} to {high})"
 
 
 def means(record: dict[str, Any], arm: str) -> list[float]:
@@ -283,25 +298,36 @@ def page(record: dict[str, Any]) -> str:
     lines = [
         "# Learning together",
         "",
-        f"Written by `{record['command']}` on {record['made_on']}; {record['seconds']:.0f} s.",
+        f"Written by `{record['command']}` on {record['made_on']}; "
+        + ", ".join(f"{part} {record[part]['seconds']:.0f} s" for part in PARTS if part in record)
+        + ".",
         "",
     ]
     for part in (__doc__ or "").split("\n\n")[1:]:
         lines += [" ".join(part.split()), ""]
-    f = record["five"]
-    low, high = (float(np.mean(means(f, arm))) for arm in ("alone", "central"))
-    lines += [f"## Five utilities, {f['parameters']} shared parameters", ""]
-    lines += ["| arm | mean score | closed | " + " | ".join(f["feeders"]) + " | voltage-violating steps |"]
-    lines += ["|---|---|---|" + "---|" * len(f["feeders"]) + "---|"]
-    for arm, seeds in f["arms"].items():
-        each = [f"{np.mean([s[k]['score'] for s in seeds]):.3f}" for k in range(len(f["feeders"]))]
-        closed = "no gap" if high <= low else f"{100 * (np.mean(means(f, arm)) - low) / (high - low):.0f} %"
-        closed = closed if arm.startswith("Fed") else ""
-        violated = np.mean([[u["violated"] for u in s] for s in seeds])
-        lines += [f"| {arm} | {shown(means(f, arm))} | {closed} | {' | '.join(each)} | {100 * violated:.3g} % |"]
-    lines += ["", "Noise multipliers: " + ", ".join(f"epsilon {e}: {z:.3g}" for e, z in f["noise"].items()) + ".", ""]
+    lines += of_five(record["five"]) if "five" in record else ["The first part was not run to its end.", ""]
     lines += of_days(record["customers"]) if "customers" in record else ["The second part was not run to its end.", ""]
     return "\n".join(lines)
+
+
+def of_five(f: dict[str, Any]) -> list[str]:
+    """The first part's lines."""
+    low = max(float(np.mean(means(f, arm))) for arm in f["arms"] if arm.startswith("alone"))
+    high = float(np.mean(means(f, "central")))
+    lines = [f"## Five utilities, {f['parameters']} shared parameters", "", "Scores:", ""]
+    head = [" | ".join(f["feeders"]) + " |", "---|" * len(f["feeders"])]
+    lines += ["| arm | mean | closed | " + head[0], "|---|---|---|" + head[1]]
+    for arm, seeds in f["arms"].items():
+        each = [shown([s[k]["score"] for s in seeds]) for k in range(len(f["feeders"]))]
+        closed = "no gap" if high <= low else f"{100 * (np.mean(means(f, arm)) - low) / (high - low):.0f} %"
+        closed = closed if arm.startswith("Fed") else ""
+        lines += [f"| {arm} | {shown(means(f, arm))} | {closed} | {' | '.join(each)} |"]
+    lines += ["", "Steps that violate the voltage limits, %:", "", "| arm | mean | " + head[0], "|---|---|" + head[1]]
+    for arm, seeds in f["arms"].items():
+        violated = 100 * np.array([[u["violated"] for u in s] for s in seeds])
+        each = [shown(list(v), 1) for v in (violated.mean(axis=1), *violated.T)]
+        lines += [f"| {arm} | {' | '.join(each)} |"]
+    return [*lines, "", "Noise: " + ", ".join(f"epsilon {e}: {z:.3g} C" for e, z in f["noise"].items()) + ".", ""]
 
 
 def of_days(c: dict[str, Any]) -> list[str]:
@@ -361,27 +387,27 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny, to try it out")
     parser.add_argument("--seeds", type=int)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="the page keeps the other")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     options = parser.parse_args(words)
     size = QUICK if options.quick else Size()
     size = dataclasses.replace(size, seeds=options.seeds or size.seeds)
-    begun = time.time()
     options.out.mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = {
+    file = options.out / "federated_results.json"
+    record: dict[str, Any] = json.loads(file.read_text()) if file.exists() and len(options.parts) < len(PARTS) else {}
+    record |= {
         "command": "python -m benchmarks.federated" + (" --quick" if options.quick else ""),
         "made_on": f"{machine()}, {os.cpu_count()} cores, " + ", ".join(f"{k} {v}" for k, v in versions().items()),
-        "size": dataclasses.asdict(size),
     }
     with tempfile.TemporaryDirectory() as folder:
-        for part, make_it in (
-            ("five", lambda: five(size, utilities(size, Path(folder)))),
-            ("customers", lambda: customers(size, Path(folder))),
-        ):
-            record[part] = make_it()
-            record["seconds"] = time.time() - begun
-            (options.out / "federated_results.json").write_text(json.dumps(record, indent=1) + "\n")
+        for part in options.parts:
+            begun = time.time()
+            made = five(size, utilities(size, Path(folder))) if part == "five" else customers(size, Path(folder))
+            record[part] = {**made, "size": dataclasses.asdict(size), "seconds": time.time() - begun}
+            file.write_text(json.dumps(record, indent=1) + "\n")
             (options.out / "federated_results.md").write_text(page(record))
-    picture(record, options.out / "federated_results.svg")
+    if all(part in record for part in PARTS):
+        picture(record, options.out / "federated_results.svg")
     return 0
 
 

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from algorithms.batches import Batch
-from algorithms.learning import Agent, Metrics, at_least_one, cosine, minimise, numbers_only, same_shape, temporal_loss
+from algorithms.learning import Agent, Metrics, at_least_one, minimise, numbers_only, same_shape, temporal_loss
 from algorithms.networks import Design
 from algorithms.spaces import Space
-from algorithms.td3_bc import State, begin, move_actor, noisy_action, squares
+from algorithms.td3_bc import State, begin, falling, move_actor, noisy_action, squares
 
 
 @flax.struct.dataclass
@@ -95,9 +95,7 @@ def init(key: jax.Array, config: Config, space: Space) -> State:
 
 def update(key: jax.Array, state: State, batch: Batch, config: Config, space: Space) -> tuple[State, Metrics]:
     """One step for the critics, and in its turn one for the actor and the slow networks."""
-    design = config.design(space)
-    share = cosine(1.0, state.step, config.steps)
-    config = config.replace(rate=config.rate * share, actor_rate=config.actor_rate * share)  # type: ignore[attr-defined]
+    design, config = config.design(space), falling(config, state.step)
     action = noisy_action(key, state.slow_actor, batch.next_observation, config.noise, config.noise_clip, design)
     after = next_value(state.slow_critic, action, batch, config, design)
     critic, of_critic = minimise(state.critic, config.rate, temporal_loss, after, batch, config.discount, design)

@@ -14,6 +14,8 @@ square sees it as it is, so that it is drawn back.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,7 @@ from algorithms.learning import (
     Learner,
     Metrics,
     at_least_one,
+    cosine,
     either,
     learner,
     minimise,
@@ -48,6 +51,7 @@ class Config:
       polyak: of the slow networks.
       rate: Adam's for the critics.
       actor_rate: Adam's for the actor.
+      steps: updates over which both rates fall to zero along half a cosine; 0 (the paper) leaves them as they are.
       delay: updates of the critics for one of the actor.
       hidden: widths of the networks' layers.
       norm: whether critics have LayerNorm.
@@ -61,6 +65,7 @@ class Config:
     polyak: float = 0.005
     rate: float = 3e-4
     actor_rate: float = 3e-4
+    steps: float = 0.0
     delay: int = flax.struct.field(pytree_node=False, default=2)
     hidden: tuple[int, ...] = flax.struct.field(pytree_node=False, default=(256, 256))
     norm: bool = flax.struct.field(pytree_node=False, default=False)
@@ -129,6 +134,12 @@ def move_actor(state: State, critic: Learner, config, loss, *args) -> tuple[Stat
     return State(state.step + 1, actor, critic, slow_actor, slow_critic), metrics
 
 
+def falling(config: Any, step: jax.Array) -> Any:
+    """The config of TD3+BC or ReBRAC with the rates of this update."""
+    share = cosine(1.0, step, config.steps)
+    return config.replace(rate=config.rate * share, actor_rate=config.actor_rate * share)
+
+
 def init(key: jax.Array, config: Config, space: Space) -> State:
     """New networks."""
     return begin(key, config.design(space))
@@ -136,7 +147,7 @@ def init(key: jax.Array, config: Config, space: Space) -> State:
 
 def update(key: jax.Array, state: State, batch: Batch, config: Config, space: Space) -> tuple[State, Metrics]:
     """One step for the critics, and in its turn one for the actor and the slow networks."""
-    design = config.design(space)
+    design, config = config.design(space), falling(config, state.step)
     after = batch.next_observation
     action = noisy_action(key, state.slow_actor, after, config.noise, config.noise_clip, design)
     value = jnp.min(design.q(state.slow_critic, after, action), axis=0)

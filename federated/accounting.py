@@ -137,6 +137,7 @@ def noise_multiplier_for(
     clients: int,
     adjacency: Adjacency,
     tolerance: float = 1e-3,
+    discrete: bool = False,
 ) -> float:
     """The smallest noise multiplier with which a number of rounds stays within an epsilon.
 
@@ -148,6 +149,7 @@ def noise_multiplier_for(
       clients: units of privacy.
       adjacency: what neighbours are.
       tolerance: relative, of the answer.
+      discrete: whether the noise is a discrete Gaussian on integers.
 
     Returns:
       z, deviation over clip norm.
@@ -165,7 +167,7 @@ def noise_multiplier_for(
         raise ValueError(f"{rounds} rounds: take at least 1")
 
     def within(z: float) -> bool:
-        return composed(((Mechanism(z, sampler, clients, adjacency), rounds),), delta, COARSE) <= epsilon
+        return composed(((Mechanism(z, sampler, clients, adjacency, discrete), rounds),), delta, COARSE) <= epsilon
 
     # Sampling only lowers the noise that everyone's taking part needs; the search goes downwards from there, since too
     # little noise makes wide distributions that take long.

@@ -27,11 +27,12 @@ class Sending:
     rule: Rule
     compression: Compression
     at_once: int
+    singly: bool = False
 
     @property
     def with_all(self) -> bool:
-        """Whether the rule needs all single updates."""
-        return not isinstance(self.rule, Mean | Weighted)
+        """Whether all single updates are needed, by the rule or for sums of integers."""
+        return self.singly or not isinstance(self.rule, Mean | Weighted)
 
 
 @flax.struct.dataclass
@@ -77,8 +78,8 @@ def block(work: Work, sending: Sending, key: jax.Array, given: Given, cohort: Co
       cohort: the clients.
 
     Returns:
-      Sums over the clients, the clients afterwards (places, ...), and, where the rule needs them, all single updates
-      with their weights, rows and merits; else ().
+      Sums over the clients, the clients afterwards (places, ...), and, where they are needed, all single updates with
+      their weights, rows and merits; else ().
     """
     with_all = sending.with_all
 

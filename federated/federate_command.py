@@ -30,6 +30,8 @@ from rich.text import Text
 from algorithms import checkpoints
 from algorithms.evaluation import evaluate_policy
 from algorithms.learning import Agent
+from algorithms.private import Private
+from algorithms.private_training import joint_multiplier, releases, trajectories
 from algorithms.statistics import student
 from algorithms.stopping import signals, to_go_on
 from federated import charts
@@ -38,14 +40,15 @@ from federated.accounting import Budget, Ledger, noise_multiplier_for
 from federated.clipping import Adaptive
 from federated.display import Bar, Rows
 from federated.federation import Plan
-from federated.learning import agent_work
+from federated.learning import agent_work, private_work
 from federated.mechanism import Mechanism
 from federated.noise import fresh_key
 from federated.round import Federation, round_bytes
 from federated.sampling import Everyone, Poisson, Sampler
-from federated.settings import OPTIMISERS, RULES, Settings, read
+from federated.settings import OPTIMISERS, RULES, Privacy, Settings, read
 from federated.statement import PrivacyStatement, stated
 from federated.utilities import Utility, clients_of, configured, days_of, played, score, utility
+from federated.work import Work
 from gridjax.commands import Refused, check_folder
 from gridjax.drawing import printable
 from gridjax.env import policies
@@ -55,6 +58,10 @@ UNACCOUNTED = (
     "Each round's mean losses and norms, which rounds.csv holds: to whoever runs this simulation. A deployment keeps "
     "them at the clients.",
     "The settings of the run, chosen by people who may have seen results on the same data.",
+)
+INSIDE = (
+    "Each utility's shared parameters after each round, which follow from its noisy sums alone: to the server and to "
+    "all clients. The sums of one update's losses are counted as one sum of the noise multiplier above.",
 )
 
 
@@ -116,27 +123,30 @@ def prepared(settings: Settings, agent: Agent, out: Path, errors: Console) -> Ru
     utilities = tuple(utility(owner, out, errors) for owner in settings.utilities)
     config = configured(agent, settings)
     samplers = tuple(_sampler(settings, owner.clients) for owner in settings.utilities)
-    delta, z = _promise(settings, samplers)
-    rate = float(getattr(config, "actor_rate", getattr(config, "rate", 0.0)))
-    works = tuple(
-        dataclasses.replace(
+    p = settings.privacy
+    inside = p if p is not None and p.unit == "trajectory" else None
+    if inside is not None:
+        works, own, delta, z = _private_works(settings, inside, utilities, agent, config)
+    else:
+        works = tuple(
             agent_work(
                 agent, config, one.space, steps=settings.steps, batch_size=settings.batch_size, shared=settings.shared
-            ),
-            prox=settings.prox,
-            rate=rate,
+            )
+            for one in utilities
         )
-        for one in utilities
-    )
+        own, (delta, z) = (), _promise(settings, samplers)
+    rate = float(getattr(config, "actor_rate", getattr(config, "rate", 0.0)))
+    works = tuple(dataclasses.replace(work, prox=settings.prox, rate=rate) for work in works)
     expected = sum(s.expected(owner.clients) for s, owner in zip(samplers, settings.utilities, strict=True))
-    p = settings.privacy
+    central = p if inside is None else None
     federation = Federation(
         works, OPTIMISERS[settings.optimiser](settings.rate), RULES[settings.rule], settings.compression,
-        bound=None if p is None else Adaptive() if isinstance(p.bound, str) else p.bound,
-        noise_multiplier=z, expected=expected if p is not None else 0.0,
+        bound=None if central is None else Adaptive() if isinstance(central.bound, str) else central.bound,
+        noise_multiplier=0.0 if central is None else z, expected=0.0 if central is None else expected,
+        hardened=central is not None and central.randomness == "hardened",
     )  # fmt: skip
     budget = Budget(p.epsilon, delta) if p is not None and math.isfinite(p.epsilon) else None
-    plan = Plan(federation, samplers, "zero-out" if p is None else p.adjacency, budget)  # type: ignore[arg-type]
+    plan = Plan(federation, samplers, "zero-out" if p is None else p.adjacency, budget, own)  # type: ignore[arg-type]
     head = {
         "format": FORMAT, "version": checkpoints.VERSION, "settings": _plain(settings), "noise_multiplier": z,
         "data": {one.owner.name: one.data.fingerprint for one in utilities},
@@ -162,8 +172,44 @@ def _promise(settings: Settings, samplers: tuple[Sampler, ...]) -> tuple[float, 
         return delta, p.noise_multiplier
     groups = zip(samplers, settings.utilities, strict=True)
     adjacency: Any = p.adjacency
-    each = {(s, owner.clients) for s, owner in groups}
-    return delta, max(noise_multiplier_for(p.epsilon, delta, settings.rounds, s, n, adjacency) for s, n in each)
+    each, discrete = {(s, owner.clients) for s, owner in groups}, p.randomness == "hardened"
+    return delta, max(
+        noise_multiplier_for(p.epsilon, delta, settings.rounds, s, n, adjacency, discrete=discrete) for s, n in each
+    )
+
+
+def _private_works(
+    settings: Settings, p: Privacy, utilities: tuple[Utility, ...], agent: Agent, config: Any
+) -> tuple[tuple[Work, ...], tuple[tuple[Mechanism, int], ...], float, float]:
+    """Works whose noise is inside, what each releases in a round, delta, and z of one release.
+
+    The releases of an update see the same trajectories, and count as one of z over the square root of their number.
+    """
+    bound, adjacency = p.bound, p.adjacency
+    assert isinstance(bound, float)
+    data = [trajectories(one.batches[0]) for one in utilities]
+    numbers = [len(one.length) for one in data]
+    delta = 0.1 / max(numbers) if p.delta is None else p.delta
+    samplers = [Poisson(p.drawn, min(n, math.ceil(p.drawn * n + 4 * math.sqrt(p.drawn * n)))) for n in numbers]
+    each = list(zip(samplers, numbers, strict=True))
+    count = max(releases(agent, config, one.space) for one in utilities)
+    z = p.noise_multiplier
+    if z is None:
+        least: list[float] = [
+            noise_multiplier_for(p.epsilon, delta, settings.rounds * settings.steps, s, n, adjacency)  # type: ignore[arg-type]
+            for s, n in set(each)
+        ]
+        z = max(least) * math.sqrt(count)
+    joint = joint_multiplier(z, count)
+    works = tuple(
+        private_work(
+            agent, config, one.space, steps=settings.steps, sampler=s, shared=settings.shared,
+            private=Private(bound, z, p.drawn * n, None if own.equal else int(np.median(own.length))),
+        )
+        for one, own, (s, n) in zip(utilities, data, each, strict=True)
+    )  # fmt: skip
+    own = tuple((Mechanism(joint, s, n, adjacency), settings.steps) for s, n in each)  # type: ignore[arg-type]
+    return works, own, delta, z
 
 
 def _go(
@@ -172,7 +218,7 @@ def _go(
     """All rounds, from a checkpoint or from the start."""
     settings, plan = run.settings, run.plan
     key = jax.random.key(settings.seed)
-    groups = tuple(clients_of(one, run.agent, run.config, key) for one in run.utilities)
+    groups = tuple(clients_of(one, run.agent, run.config, key, private=bool(plan.own)) for one in run.utilities)
     first = plan.federation.works[0].part(jax.tree.map(lambda a: a[0], groups[0].state))
     progress, ledgers = rounds_of.start(plan, first, groups), None
     if found is not None:
@@ -193,10 +239,10 @@ def _go(
 
         def seen(progress: rounds_of.Progress, ledgers: tuple[Ledger, ...], values: Mapping[str, Any]) -> None:
             done, values = int(progress.server.round), {k: float(v) for k, v in values.items()}
-            epsilon = rounds_of.spent(plan, ledgers, run.delta) if plan.federation.private else math.nan
+            epsilon = rounds_of.spent(plan, ledgers, run.delta) if plan.private else math.nan
             sent = round_bytes(plan.federation, progress.server, values["present"])
             # Under privacy a round is kept, and so counted for good, before anything shows it.
-            due = plan.federation.private or done % settings.every == 0 or done == settings.rounds
+            due = plan.private or done % settings.every == 0 or done == settings.rounds
             if caught or due:
                 held = {**run.head, "ledgers": [ledger.to_dict() for ledger in ledgers]}
                 checkpoints.save(run.out, held, _kept(progress), keep=2)
@@ -209,7 +255,7 @@ def _go(
         return rounds_of.federate(
             plan,
             progress,
-            jax.random.fold_in(key, 1),
+            fresh_key() if plan.own else jax.random.fold_in(key, 1),
             noise,
             rounds=settings.rounds,
             ledgers=ledgers,
@@ -231,12 +277,16 @@ def _with_data(kept: rounds_of.Progress, fresh: rounds_of.Progress) -> rounds_of
 
 def statement_of(run: Run, progress: rounds_of.Progress, ledgers: tuple[Ledger, ...]) -> PrivacyStatement:
     """What the run has promised: that of the group whose clients it cost most."""
-    federation, done = run.plan.federation, int(progress.server.round)
-    if federation.private:
+    federation, done, p = run.plan.federation, int(progress.server.round), run.settings.privacy
+    if run.plan.private:
         ledger = max(ledgers, key=lambda one: one.spent(run.delta))
     else:
         bare = Mechanism(0.0, Everyone(), run.settings.clients, run.plan.adjacency)
         ledger = Ledger().after(bare, done)
+    if run.plan.own and p is not None:
+        return stated(
+            ledger, run.delta, unit="trajectory", clip_norm=float(p.bound), released=INSIDE, unaccounted=UNACCOUNTED[1:]
+        )
     return stated(
         ledger, run.delta, unit="client", clip_norm=float(progress.server.bound),
         adaptive=isinstance(federation.bound, Adaptive), unaccounted=UNACCOUNTED,

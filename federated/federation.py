@@ -35,15 +35,18 @@ class Plan:
       samplers: who is asked, for each group of clients.
       adjacency: what the privacy of a client means, see `federated.mechanism`.
       budget: that is never exceeded; None is none.
+      own: what the work of each group of one client releases in a round by itself, its noise inside: a mechanism over
+        that client's trajectories, and how often; () where noise is added by the federation, or by nobody.
 
     Raises:
-      ValueError: not a sampler for each group, or a budget without noise.
+      ValueError: not a sampler for each group, a budget without noise, or noise in two places.
     """
 
     federation: Federation
     samplers: tuple[Sampler, ...]
     adjacency: Adjacency = "zero-out"
     budget: Budget | None = None
+    own: tuple[tuple[Mechanism, int], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense."""
@@ -51,8 +54,15 @@ class Plan:
             raise ValueError(
                 f"{len(self.samplers)} samplers for {len(self.federation.works)} groups: give one for each"
             )
-        if self.budget is not None and not self.federation.private:
+        if self.own and (self.federation.private or len(self.own) != len(self.samplers)):
+            raise ValueError("noise inside the clients is for all groups, and leaves none to add to their sum")
+        if self.budget is not None and not self.private:
             raise ValueError("a budget without noise is never kept: give a noise_multiplier, or no budget")
+
+    @property
+    def private(self) -> bool:
+        """Whether noise is added, by the federation or inside the clients."""
+        return self.federation.private or bool(self.own)
 
 
 @flax.struct.dataclass
@@ -84,14 +94,17 @@ def start(plan: Plan, shared: Tree, groups: tuple[Clients, ...]) -> Progress:
     return Progress(server, tuple(ready(federation, server, group) for group in groups))
 
 
-def mechanisms(plan: Plan, progress: Progress) -> tuple[Mechanism, ...]:
-    """Each group's, of one round; empty without privacy."""
+def mechanisms(plan: Plan, progress: Progress) -> tuple[tuple[Mechanism, int], ...]:
+    """Each group's, and how often in a round; empty without privacy."""
     if not plan.federation.private:
-        return ()
+        return plan.own
     z = plan.federation.noise_multiplier
     numbers = [group.rows.shape[0] for group in progress.groups]
     each = zip(plan.samplers, numbers, strict=True)
-    return tuple(Mechanism(z, s, sum(numbers) if isinstance(s, Everyone) else n, plan.adjacency) for s, n in each)
+    discrete = plan.federation.hardened
+    return tuple(
+        (Mechanism(z, s, sum(numbers) if isinstance(s, Everyone) else n, plan.adjacency, discrete), 1) for s, n in each
+    )
 
 
 def affordable(plan: Plan, progress: Progress, ledgers: tuple[Ledger, ...], rounds: int) -> int:
@@ -100,7 +113,8 @@ def affordable(plan: Plan, progress: Progress, ledgers: tuple[Ledger, ...], roun
         return rounds
     each = zip(mechanisms(plan, progress), ledgers, strict=True)
     left = [
-        rounds if ledger.allows(m, rounds, plan.budget) else ledger.rounds_left(m, plan.budget) for m, ledger in each
+        rounds if ledger.allows(m, rounds * times, plan.budget) else ledger.rounds_left(m, plan.budget) // times
+        for (m, times), ledger in each
     ]
     return min([rounds, *left])
 
@@ -121,8 +135,9 @@ def federate(
     Args:
       plan: how.
       progress: from `start`, or from an earlier run.
-      key: of everything random but the noise; round r draws from `fold_in(key, r)`.
-      noise_key: of the noise, likewise; under privacy `federated.noise.fresh_key()`.
+      key: of everything random but the noise; round r draws from `fold_in(key, r)`. With noise inside the clients it is
+        of that too: give `federated.noise.fresh_key()`.
+      noise_key: of the noise, likewise; under privacy `federated.noise.fresh_key()`. Not used by hardened noise.
       rounds: in all, those of `progress` included.
       ledgers: of the groups, of an earlier run; None for a new one.
       way: how clients are spread, see `federated.round.spread`.
@@ -139,16 +154,17 @@ def federate(
       machine, in one go or taken up after any round.
     """
     federation, done = plan.federation, int(progress.server.round)
-    if federation.private and noise_key is None:
+    if federation.private and not federation.hardened and noise_key is None:
         raise ValueError("privacy needs a key for its noise: give federated.noise.fresh_key()")
     if ledgers is None:
-        if done and federation.private:
+        if done and plan.private:
             raise ValueError(f"{done} rounds were made: give their ledgers, so that what was spent is counted")
         ledgers = tuple(Ledger() for _ in progress.groups)
     last = done + affordable(plan, progress, ledgers, max(rounds - done, 0))
     for r in range(done, last):
-        if federation.private:
-            ledgers = tuple(ledger.after(m, 1) for m, ledger in zip(mechanisms(plan, progress), ledgers, strict=True))
+        if plan.private:
+            each = zip(mechanisms(plan, progress), ledgers, strict=True)
+            ledgers = tuple(ledger.after(m, times) for (m, times), ledger in each)
         noise = None if noise_key is None else jax.random.fold_in(noise_key, r)
         progress, metrics = _round(plan, way, jax.random.fold_in(key, r), noise, progress)
         if seen is not None:
@@ -161,7 +177,7 @@ def spent(plan: Plan, ledgers: tuple[Ledger, ...], delta: float) -> float:
 
     Infinite without noise.
     """
-    if not plan.federation.private:
+    if not plan.private:
         return float("inf")
     return max(composed(ledger.entries, delta, COARSE) for ledger in ledgers)
 

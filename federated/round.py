@@ -23,6 +23,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
@@ -31,6 +32,7 @@ from federated.aggregation import Linear, Mean, Rule
 from federated.block import Cohort, Given, Sending, Sums, block
 from federated.clipping import Adaptive, adapted, update_noise
 from federated.compression import Compression, Whole
+from federated.hardened import Hardened, hardened_sum
 from federated.noise import gaussian
 from federated.work import Clients, Metrics, Tree, Work
 
@@ -52,6 +54,7 @@ class Federation:
       noise_multiplier: z, the noise's standard deviation over C; above 0, privacy is on.
       expected: m, a fixed public number of clients in a round; 0 divides by the weights of those present.
       scaffold: the number of all clients, for SCAFFOLD's control variates; 0 goes without.
+      hardened: whether the noise is that of `federated.hardened`, on integers and from the operating system, not JAX's.
       at_once: clients of a block that work side by side; the others wait, which bounds the memory.
 
     Raises:
@@ -66,6 +69,7 @@ class Federation:
     noise_multiplier: float = 0.0
     expected: float = 0.0
     scaffold: int = 0
+    hardened: bool = False
     at_once: int = 64
 
     def __post_init__(self) -> None:
@@ -78,6 +82,8 @@ class Federation:
             raise ValueError("SCAFFOLD needs the size of a step: give every work its rate")
         if self.scaffold and self.bound is not None:
             raise ValueError("SCAFFOLD's variates are sent unbounded: go without the bound")
+        if self.hardened and (not self.private or isinstance(self.bound, Adaptive)):
+            raise ValueError("hardened noise needs a noise_multiplier, and a bound that is a number")
         if not self.private:
             return
         if self.bound is None:
@@ -90,7 +96,7 @@ class Federation:
     @property
     def sending(self) -> Sending:
         """What of it clients need to know."""
-        return Sending(self.rule, self.compression, self.at_once)
+        return Sending(self.rule, self.compression, self.at_once, self.hardened)
 
     @property
     def private(self) -> bool:
@@ -186,10 +192,11 @@ def a_round(
       figures are not protected.
 
     Raises:
-      ValueError: privacy without a key for the noise.
+      ValueError: privacy without a key for the noise, or with noise that is drawn on the host.
     """
-    if federation.private and noise_key is None:
-        raise ValueError("privacy needs a key for its noise: give federated.noise.fresh_key()")
+    _check_noise(federation, noise_key)
+    if federation.hardened:
+        raise ValueError('integers are summed on the host: spread the clients as "groups", which is left out of jit')
     given, sending = told(server), federation.sending
     each = zip(federation.works, cohorts, strict=True)
     parts = [block(work, sending, key, given, cohort) for work, cohort in each]
@@ -209,18 +216,24 @@ def combined(
     parts: Sequence[tuple[Sums, Any, Any]],
     federation: Federation,
     axis: str | None = None,
+    noisy: Tree | None = None,
 ) -> tuple[Server, Metrics]:
-    """The server after a round of these blocks, and the round's figures; arguments as of `a_round`."""
+    """The server after a round of these blocks, and the round's figures; arguments as of `a_round`.
+
+    `noisy` is the sum of the updates, where its noise is on it already.
+    """
     noise, count = jax.random.split(key if noise_key is None else noise_key)
     sums = jax.tree.map(lambda *a: sum(a[1:], a[0]), *(part[0] for part in parts))
     if axis is not None:
         sums = jax.lax.psum(sums, axis)
-    if federation.sending.with_all:
+    if federation.sending.with_all and noisy is None:
         stacked = jax.tree.map(lambda *a: jnp.concatenate(a), *(part[2] for part in parts))
         mean = _of_all(federation.rule, stacked, axis)
     else:
         total, m = sums.update, federation.expected or jnp.maximum(sums.weight, aggregation.TINY)
-        if federation.private:
+        if noisy is not None:
+            total = jax.tree.map(lambda n, t: n.astype(t.dtype), noisy, total)
+        elif federation.private:
             total = gaussian(noise, total, _multiplier(federation) * server.bound)
         mean = jax.tree.map(lambda a: a / m, total)
     change, moments = federation.optimiser.update(jax.tree.map(jnp.negative, mean), server.moments, server.shared)
@@ -305,12 +318,26 @@ def spread(
 
 
 def _by_groups(key, noise, server, cohorts, federation):
-    if federation.private and noise is None:
-        raise ValueError("privacy needs a key for its noise: give federated.noise.fresh_key()")
+    _check_noise(federation, noise)
     given, each = told(server), zip(federation.works, cohorts, strict=True)
     parts = [_one_block(work, federation.sending, key, given, cohort) for work, cohort in each]
-    server, metrics = _one_sum(key, noise, server, [(p[0], (), p[2]) for p in parts], federation)
-    return server, tuple(part[1] for part in parts), metrics
+    after = tuple(part[1] for part in parts)
+    noisy = _on_integers(federation, server, [p[2] for p in parts]) if federation.hardened else None
+    sums = [(p[0], (), () if federation.hardened else p[2]) for p in parts]
+    server, metrics = _one_sum(key, noise, server, sums, federation, noisy=noisy)
+    return server, after, metrics
+
+
+def _on_integers(federation: Federation, server: Server, singles: Sequence[Any]) -> Tree:
+    """The sum of all single updates with hardened noise, on the host."""
+    updates = jax.tree.map(lambda *a: np.concatenate([np.asarray(x) for x in a]), *(one[0] for one in singles))
+    here = np.concatenate([np.asarray(one[1]) for one in singles])
+    return hardened_sum(updates, here, Hardened(float(server.bound), federation.noise_multiplier))
+
+
+def _check_noise(federation: Federation, noise_key: jax.Array | None) -> None:
+    if federation.private and not federation.hardened and noise_key is None:
+        raise ValueError("privacy needs a key for its noise: give federated.noise.fresh_key()")
 
 
 _one_block = jax.jit(block, static_argnums=(0, 1))

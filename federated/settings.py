@@ -28,8 +28,10 @@ from federated.aggregation import Rule
 from federated.compression import Compression
 from federated.mechanism import Adjacency
 from federated.round import fed_adam, fed_avg, fed_avg_m, fed_yogi
+from federated.statement import Randomness
 from gridjax.commands import Refused
 
+UNITS = ("client", "trajectory")
 OPTIMISERS = {"fed_avg": fed_avg, "fed_avg_m": fed_avg_m, "fed_adam": fed_adam, "fed_yogi": fed_yogi}
 RULES: dict[str, Rule] = {
     "mean": aggregation.Mean(), "weighted": aggregation.Weighted(), "median": aggregation.Median(),
@@ -62,14 +64,17 @@ class Owner:
 
 @dataclass(frozen=True)
 class Privacy:
-    """What is promised to every client.
+    """What is promised to every client, or to every trajectory of a client.
 
     Attributes:
       epsilon: the budget at `delta`; infinite is none.
-      delta: None is a tenth of one over the clients.
+      delta: None is a tenth of one over the clients, or over the trajectories of the utility that has most.
       noise_multiplier: z; None is the least that allows all rounds within epsilon.
-      bound: of an update's norm, or "adaptive".
+      bound: of an update's norm, or "adaptive"; of trajectories that of each one's share in a gradient.
       adjacency: what neighbours are, see `federated.mechanism`.
+      unit: "client": noise on the clients' sum; "trajectory": noise inside each utility, whose clients is 1.
+      randomness: "research": JAX's generator; "hardened": integers with noise from the operating system.
+      drawn: probability of each trajectory to be drawn for an update.
     """
 
     epsilon: float = math.inf
@@ -77,6 +82,9 @@ class Privacy:
     noise_multiplier: float | None = None
     bound: float | str = 1.0
     adjacency: str = "zero-out"
+    unit: str = "client"
+    randomness: str = "research"
+    drawn: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -220,6 +228,7 @@ def _check(s: Settings, path: Path) -> None:
     _check_compression(s, path)
     if s.privacy is not None:
         _check_privacy(s.privacy, path)
+        _check_tiers(s, s.privacy, path)
 
 
 def _check_compression(s: Settings, path: Path) -> None:
@@ -244,3 +253,20 @@ def _check_privacy(p: Privacy, path: Path) -> None:
         raise Refused(f"{path}: privacy needs an epsilon or a noise_multiplier")
     if isinstance(p.bound, str) and p.bound != "adaptive":
         raise Refused(f'{path}: bound = {p.bound!r}: take a number or "adaptive"')
+
+
+def _check_tiers(s: Settings, p: Privacy, path: Path) -> None:
+    """Refuses units and randomness that do not go with the rest."""
+    for name, value, known in (("unit", p.unit, UNITS), ("randomness", p.randomness, get_args(Randomness))):
+        if value not in known:
+            raise Refused(f"{path}: no {name} {value!r}: choose one of {', '.join(known)}")
+    if not 0 < p.drawn <= 1:
+        raise Refused(f"{path}: drawn = {p.drawn:g}: take a probability above 0, at most 1")
+    if p.unit == "trajectory":
+        if isinstance(p.bound, str) or p.randomness != "research":
+            raise Refused(f'{path}: unit = "trajectory" takes a number as bound, and randomness = "research"')
+        for owner in s.utilities:
+            if owner.clients != 1:
+                raise Refused(f'{path}: {owner.name}: unit = "trajectory" protects what one client owns: clients = 1')
+    if p.randomness == "hardened" and (isinstance(p.bound, str) or s.share != 1):
+        raise Refused(f'{path}: randomness = "hardened" takes a number as bound, and share = 1')

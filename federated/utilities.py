@@ -96,9 +96,9 @@ def dealt(batch: Batch, data: Dataset, owner: Owner) -> tuple[Batch, ...]:
     return tuple(rows(batch, jnp.asarray(np.flatnonzero(whose == k))) for k in range(owner.clients))
 
 
-def clients_of(one: Utility, agent: Agent, config: Any, key: jax.Array) -> Clients:
-    """Its clients with new networks, the same for all whose key is the same."""
-    return agents(agent, config, one.space, list(one.batches), key)
+def clients_of(one: Utility, agent: Agent, config: Any, key: jax.Array, *, private: bool = False) -> Clients:
+    """Its clients with new networks, the same for all whose key is the same; `private` as of `agents`."""
+    return agents(agent, config, one.space, list(one.batches), key, private=private)
 
 
 def configured(agent: Agent, settings: Settings) -> Any:

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 
 from algorithms import checkpoints
+from federated.accounting import epsilon
+from federated.mechanism import Mechanism
+from federated.sampling import Poisson
 from federated.statement import PrivacyStatement, recomputed
 from gridjax.__main__ import main
 
@@ -161,6 +164,56 @@ def test_a_private_run_counts_what_was_shown_before_it_was_killed(small, tmp_pat
     assert recomputed(statement) == statement.epsilon == pytest.approx(one) and 7.9 < one <= 8.0
     spent = [float(row["epsilon"]) for row in rounds(tmp_path / "cut")]
     assert spent[-1] == pytest.approx(one) and (np.diff(spent) > 0).all() and len(spent) == 4
+
+
+def test_a_hardened_run_states_discrete_noise(small, tmp_path, run):
+    """Epsilon by hand: rho = T / (2 z^2), turned to (epsilon, delta) by dp-accounting."""
+    config = small('[privacy]\nepsilon = 8.0\ndelta = 0.01\nbound = 0.5\nrandomness = "hardened"')
+    code, shown, _ = run(config, tmp_path / "out")
+    statement = PrivacyStatement.from_json((tmp_path / "out" / "statement.json").read_text())
+    ((mechanism, counted),) = statement.ledger.entries
+    assert code == 0 and counted == 4 and mechanism.discrete and statement.randomness == "hardened"
+    event = dp_accounting.ZCDpEvent(4 / (2 * mechanism.noise_multiplier**2))
+    expected = dp_accounting.rdp.RdpAccountant().compose(event).get_epsilon(0.01)
+    assert recomputed(statement) == statement.epsilon == pytest.approx(expected) and 7.9 < expected <= 8.0
+    assert "Hardened tier" in shown
+    assert run(config, tmp_path / "again")[0] == 0  # noise that no seed repeats
+    assert not same(actor(tmp_path / "out" / "north"), actor(tmp_path / "again" / "north"))
+
+
+def test_trajectories_kept_private_inside_the_utilities(first, tmp_path, run):
+    """z = 2 of one release each update: the budget allows three of the four rounds of three updates, counted apart."""
+    owners = [("north", first / "north.npz", ""), ("south", first / "south.npz", "")]
+    z, delta, drawn = 2.0, 0.05, 0.5
+    each = (north, south) = [Mechanism(z, Poisson(drawn, n), n, "zero-out") for n in (3, 2)]
+    three, four = (max(epsilon(m, 3 * rounds, delta) for m in each) for rounds in (3, 4))
+    budget = (three + four) / 2
+    keys = f'unit = "trajectory"\nepsilon = {budget}\ndelta = {delta}\nnoise_multiplier = {z}\ndrawn = {drawn}'
+    config = written(tmp_path, owners, 4, 0, f"[privacy]\n{keys}\nbound = 0.5", "bc")
+    code, shown, err = run(config, tmp_path / "out")
+    assert code == 0 and "the budget is spent after 3 of 4 rounds" in err
+    statement = PrivacyStatement.from_json((tmp_path / "out" / "statement.json").read_text())
+    ((mechanism, counted),) = statement.ledger.entries
+    assert statement.unit == "trajectory" and counted == 9 and mechanism in (north, south)
+    assert recomputed(statement) == statement.epsilon == pytest.approx(three)
+    assert (
+        "with adding the noise before anything leaves" in shown and "Differential privacy for each trajectory" in shown
+    )
+    assert run(config, tmp_path / "again")[0] == 0  # noise that no seed repeats
+    assert not same(actor(tmp_path / "out" / "north"), actor(tmp_path / "again" / "north"))
+
+
+def test_noise_for_trajectories_is_found_from_epsilon(first, tmp_path, run):
+    """ReBRAC releases two sums of the same trajectories an update: one of z / sqrt(2)."""
+    owners = [("north", first / "north.npz", ""), ("south", first / "south.npz", "")]
+    keys = 'unit = "trajectory"\nepsilon = 8.0\ndelta = 0.05\ndrawn = 0.5'
+    config = written(tmp_path, owners, 1, 0, f"[privacy]\n{keys}", "rebrac")
+    assert run(config, tmp_path / "out")[0] == 0
+    statement = PrivacyStatement.from_json((tmp_path / "out" / "statement.json").read_text())
+    z = json.loads((tmp_path / "out" / "results.json").read_text())["noise_multiplier"]
+    ((mechanism, counted),) = statement.ledger.entries
+    assert counted == 3 and mechanism.noise_multiplier == pytest.approx(z / np.sqrt(2))
+    assert 7.5 < statement.epsilon <= 8.0
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_the_budget_stops_the_rounds_before_it_is_exceeded():
     progress, ledgers = federate(plan, start(plan, SHARED, (clients(GOALS),)), KEY, NOISE, rounds=20)
     assert progress.server.round == 5 and ledgers[0].entries == ((Mechanism(z, Everyone(), 8, "zero-out"), 5),)
     assert spent(plan, ledgers, delta) == pytest.approx(five) and ledgers[0].spent(delta) <= plan.budget.epsilon
-    assert ledgers[0].after(*mechanisms(plan, progress), 1).spent(delta) > plan.budget.epsilon
+    assert ledgers[0].after(*mechanisms(plan, progress)[0]).spent(delta) > plan.budget.epsilon
     more, now = federate(plan, progress, KEY, NOISE, rounds=20, ledgers=ledgers)  # taken up: nothing is left
     assert more.server.round == 5 and now == ledgers
 
@@ -223,3 +223,35 @@ def test_a_group_s_program_serves_any_optimiser_bound_and_noise():
         federate(plan, start(plan, SHARED, (clients(GOALS),)), KEY, NOISE, rounds=2, way=("groups", None))
         counts.append(len(traced))
     assert counts[0] == counts[1] == counts[2] > 0
+
+
+def test_noise_inside_the_clients_is_counted_as_often_as_it_is_released():
+    """Three releases a round: of 8 that the budget allows, two rounds."""
+    own = Mechanism(4.0, Everyone(), 50, "zero-out")
+    eight, nine = (dp_accounting.get_epsilon_gaussian(4 / np.sqrt(t), 0.01) for t in (8, 9))
+    plan = dataclasses.replace(ALL, budget=Budget((eight + nine) / 2, 0.01), own=((own, 3),))
+    progress, ledgers = federate(plan, start(plan, SHARED, (clients(GOALS),)), KEY, rounds=20)
+    assert progress.server.round == 2 and ledgers[0].entries == ((own, 6),)
+    assert spent(plan, ledgers, 0.01) == pytest.approx(dp_accounting.get_epsilon_gaussian(4 / np.sqrt(6), 0.01))
+    with pytest.raises(ValueError, match="give their ledgers"):
+        federate(plan, progress, KEY, rounds=20)
+    with pytest.raises(ValueError, match="noise inside the clients is for all groups"):
+        dataclasses.replace(private(), own=((own, 3),))
+
+
+def test_hardened_rounds_are_of_integers():
+    """A small z: the mean of the clipped updates to a few thousandths of C, and nothing that a key repeats."""
+    plan = private(2e-3, hardened=True)
+    begin = start(plan, SHARED, (clients(GOALS),))
+    runs = [federate(plan, begin, KEY, rounds=1, way=("groups", None)) for _ in range(2)]
+    expected = np.mean([m * FAR * min(1.0, 0.5 / np.linalg.norm(m * FAR)) for m in MEANS], axis=0)
+    found = [np.asarray(progress.server.shared["a"]) for progress, _ in runs]
+    np.testing.assert_allclose(found[0], expected, atol=2e-3)
+    assert not np.array_equal(*found)
+    assert all(m.discrete for _, ledgers in runs for m, _ in ledgers[0].entries)
+    with pytest.raises(ValueError, match="integers are summed on the host"):
+        federate(plan, begin, KEY, rounds=1)
+    with pytest.raises(ValueError, match="a bound that is a number"):
+        private(hardened=True, bound=Adaptive())
+    with pytest.raises(ValueError, match="a noise_multiplier"):
+        private(0.0, hardened=True)

@@ -15,11 +15,12 @@ from problems_for_tests import CHAIN, LQ, chain_data, lq_data
 from algorithms.awr import AWR
 from algorithms.batches import from_dataset, rows
 from algorithms.iql import IQL
+from algorithms.private import Private
 from algorithms.rebrac import REBRAC
 from federated.federation import Plan, federate, start
-from federated.learning import agent_work, agents
+from federated.learning import agent_work, agents, private_work
 from federated.round import Federation, fed_avg
-from federated.sampling import Everyone
+from federated.sampling import Everyone, Poisson
 
 KEY = jax.random.key(11)
 HIDDEN = (4,)
@@ -150,3 +151,30 @@ def test_what_cannot_be_federated_is_refused():
             agent_work(IQL, config, CHAIN, steps=1, shared=("actor", name))
     with pytest.raises(ValueError, match="no clients"):
         agents(IQL, config, CHAIN, [], KEY)
+
+
+def test_private_work_without_noise_and_clip_is_the_agent_s_own():
+    """All trajectories drawn in each step: what is left is an update by the mean over all rows."""
+    batch, config = from_dataset(lq_data(4, 6), LQ), REBRAC.config(hidden=HIDDEN, noise=0.0)
+    parts = [rows(batch, jnp.arange(0, 12)), rows(batch, jnp.arange(12, 24))]
+    work = private_work(REBRAC, config, LQ, steps=1, private=Private(1e6, 0.0, 2.0), sampler=Poisson(1.0, 2))
+    these = agents(REBRAC, config, LQ, parts, jax.random.key(0), private=True)
+    plan = Plan(Federation((work,), fed_avg()), (Everyone(),))
+    after = federate(plan, start(plan, work.part(one(these.state, 0)), (these,)), KEY, rounds=1)[0]
+    floats = jax.tree.map(jnp.float32, config)
+    for k, part in enumerate(parts):
+        state = REBRAC.update(KEY, one(these.state, k), part, floats, LQ)[0]
+        close(one(after.groups[0].state, k).critic.params, state.critic.params, 1e-5)
+
+
+def test_private_work_is_noisy():
+    batch, config = from_dataset(lq_data(4, 6), LQ), REBRAC.config(hidden=HIDDEN, noise=0.0)
+    these = agents(REBRAC, config, LQ, [batch], jax.random.key(0), private=True)
+    moved = []
+    for z in (0.0, 5.0):
+        work = private_work(REBRAC, config, LQ, steps=1, private=Private(1.0, z, 4.0), sampler=Poisson(1.0, 4))
+        plan = Plan(Federation((work,), fed_avg()), (Everyone(),))
+        begin = start(plan, work.part(one(these.state, 0)), (these,))
+        moved.append([federate(plan, begin, jax.random.key(k), rounds=1)[0].server.shared for k in (1, 2)])
+    close(*moved[0])
+    assert differ(jax.tree.map(lambda *a: jnp.stack(a), *moved[1]), 0, 1)

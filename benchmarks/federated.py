@@ -1,16 +1,16 @@
 """Utilities that learn together: `python -m benchmarks.federated`; writes docs/federated_results.{md,json,svg}.
 
 Five utilities with feeders of their own (IEEE 13, 34, 37 and 123, and the European low-voltage feeder), each with 12
-photovoltaic inverters, 4 batteries and 4 car chargers, log five days of settings that are held for hours, drawn around
-the middle of every range; in half of the days devices of one kind move together. They learn one policy for single
-devices by TD3+BC, the actor shared, critics at home. *Central* is the upper bound: all learn in step, one update a
-round, as one trainer with everybody's data would. *Alone* each learns from its own log, as long and as fast as the
-others (2,500 updates, rates that fall to zero along a cosine), and, since that overfits so few days, also *gently*: half
-of the updates at a third of the rate; *closed* is the share of the gap between the better of these two and central.
-*Untrained* networks act in the middle of every range. The score is the return less priced violations, over the price
-of one pu of violation on that feeder, as a mean over held-out days; intervals are Student's over seeds of the
-learners (the logs are the same). Noise is that of a client-level promise, the client being a utility: five of them
-cannot hide one another, and the table shows it.
+photovoltaic inverters, 4 batteries and 4 car chargers, log five days of settings that are held for hours, drawn
+around the middle of every range; in half of the days devices of one kind move together. They learn one policy for
+single devices by TD3+BC, the actor shared, critics at home. *Central* is the upper bound: all learn in step, one
+update a round, as one trainer with everybody's data would. *Alone* each learns from its own log, as long and as fast
+as the others (2,500 updates, rates that fall to zero along a cosine), and, since that overfits so few days, also
+*gently*: half of the updates at a third of the rate; *closed* is the share of the gap between the better of these two
+and central. *Untrained* networks act in the middle of every range. The score is the return less priced violations,
+over the price of one pu of violation on that feeder, as a mean over held-out days; intervals are Student's over seeds
+of the learners (the logs are the same). Noise is that of a client-level promise, the client being a utility: five of
+them cannot hide one another, and the table shows it.
 
 The second part has owners of single days of the IEEE 13 feeder as clients, of whom a share is drawn each round; actor
 and critics are shared, and the discount is 0, since nobody has more than a day. The actor's rate is a sixth of the
@@ -49,11 +49,10 @@ from federated.settings import Owner
 from federated.utilities import Utility, clients_of, days_of, played, score, utility
 from federated.work import Work
 from gridjax.env import policies
-from gridjax.env.behaviours import Behaviour, kinds
+from gridjax.env.behaviours import named
 from gridjax.env.collection import collect
 from gridjax.env.datasets import save
-from gridjax.env.holding import holding
-from gridjax.env.tasks import make
+from gridjax.env.tasks import feeder_of, make
 
 FEEDERS = ("ieee13", "ieee34", "ieee37", "ieee123", "european_lv")
 FLEET = {"fleet": 12, "batteries": 4, "cars": 4}
@@ -95,10 +94,8 @@ def logs(name: str, seed: int, episodes: int, place: Path) -> None:
     """Held settings around the middle of every range."""
     options: dict[str, Any] = {"name": name, "seed": seed, "days": 365, **FLEET}
     env, params = make(**options)
-    made = []
-    for what, tie in (("kinds together", kinds(env)), ("each by itself", None)):
-        policy, memory = holding(env, np.zeros(env.action_size), share=0.3, width=0.6, tie=tie)
-        made.append(Behaviour(what, policy, 0.5, memory))
+    shares = {"holding-middle": 0.5, "holding-each": 0.5}
+    made = named(shares, env, params, feeder_of(**options), jax.random.key(seed))
     save(place, collect(env, params, made, jax.random.key(seed), episodes, made_by={**options, "hours": None}))
 
 

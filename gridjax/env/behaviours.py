@@ -28,8 +28,9 @@ from gridjax.feeder import Feeder
 
 NAMES = (
     "nothing", "random", "classical", "constant", "noisy-classical", "noisy-constant", "holding-nothing",
-    "holding-constant",
+    "holding-constant", "holding-middle", "holding-each",
 )  # fmt: skip
+TRIAL_SHARE, TRIAL_WIDTH = 0.3, 0.6  # of "holding-middle" and "holding-each"
 ELITE = 8  # one of so many
 FLOOR = 0.02  # of sigma
 START = 0.5  # sigma at first
@@ -67,6 +68,8 @@ def named(
     Args:
       shares: of `NAMES`. "constant" is the best constant action that the search finds; "noisy-": with exploration;
         "holding-": settings around it that are held for hours (`gridjax.env.holding`), devices of a kind tied.
+        "holding-middle" tries settings over the whole range, around its middle, with a share of 0.3 and a width of
+        0.6; "holding-each" does so with nothing tied.
       env: the environment.
       params: its parameters.
       feeder: the environment's, see `gridjax.env.tasks.feeder_of`.
@@ -89,6 +92,8 @@ def named(
         bases["random"] = random(env)
     if "classical" in wanted:
         bases["classical"] = classical(env, params, feeder)
+    if wanted & {"middle", "each"}:
+        bases["middle"] = bases["each"] = constant(np.asarray(_from_unit(env, jnp.zeros(env.action_size))))
     if "constant" in wanted:
         bases["constant"] = best_constant(env, params, key, tie=kinds(env))[0]
     out = []
@@ -96,6 +101,9 @@ def named(
         policy, memory = bases[name.split("-")[-1]], None
         if name.startswith("noisy-"):
             policy = noisy(env, policy, share=share, width=width)
+        elif isinstance(policy, Constant) and name in ("holding-middle", "holding-each"):
+            tie = kinds(env) if name == "holding-middle" else None
+            policy, memory = holding(env, policy.action, share=TRIAL_SHARE, width=TRIAL_WIDTH, tie=tie)
         elif isinstance(policy, Constant) and name.startswith("holding-"):
             policy, memory = holding(env, policy.action, share=share, width=widths(env, width / 2), tie=kinds(env))
         out.append(Behaviour(name, policy, part, memory))

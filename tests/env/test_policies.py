@@ -230,6 +230,20 @@ def test_holding_keeps_settings_and_moves_tied_entries_together():
     assert np.abs((actions - base).std() - 0.1) < 0.01
 
 
+@pytest.mark.parametrize("name, groups", [("holding-middle", 4), ("holding-each", None)])
+def test_trials_cover_the_range_around_its_middle(sunny, name, groups):
+    """Devices of a kind together, or each by itself."""
+    env, params, feeder = sunny
+    (made,) = named({name: 1.0}, env, params, feeder, jax.random.key(0))
+
+    def first(key):
+        return made.policy(key, None, None, made.memory)[0]
+
+    actions = np.asarray(jax.vmap(first)(jax.random.split(jax.random.key(1), 2000)))
+    assert np.abs(actions.mean(axis=0)).max() < 0.06 and (actions.min(axis=0) == -1).all()
+    assert len({tuple(column) for column in actions.T}) == (groups or env.action_size)
+
+
 def test_holding_draws_positions_once_where_nothing_changes():
     env, params = make("VoltVar-ieee13-v0", days=1)
     policy, memory = holding(env, nothing(env, params).action, share=0.0, width=0.2)

@@ -56,6 +56,7 @@ RATE, BOUND, NOISE = 3e-4, 0.1, 1.0
 AGREE = 1e-3  # largest distance of the peers' weights from ours, as a share of the way that they went
 SHOWN = ("python", "jax", "jaxlib", "numpy")
 SIZES = (10, 100, 1_000, 10_000)
+ATTEMPTS = 3  # processes of a peer that end together sometimes abort one another
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ def asked(peer: Path, request: dict[str, Any], folder: Path) -> tuple[dict[str, 
     """A peer's answer and its weights.
 
     Raises:
-      RuntimeError: it failed, with the end of what it said.
+      RuntimeError: it failed, with the end of what it said; of several processes, three times.
     """
     request = {**request, "out": str(folder / "answer")}
     (folder / "request.json").write_text(json.dumps(request))
@@ -238,9 +239,15 @@ def asked(peer: Path, request: dict[str, Any], folder: Path) -> tuple[dict[str, 
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(request["processes"])]
     script = Path(__file__).parent / "federated_peers.py"
     env = {**os.environ, "PYTHONPATH": str(script.parent), "OMP_NUM_THREADS": str(request["threads"])}
-    run = subprocess.run([*command, str(script), str(folder / "request.json")], capture_output=True, text=True, env=env)
-    if run.returncode or not (folder / "answer.json").exists():
-        raise RuntimeError(f"{request['peer']} failed:\n{(run.stdout + run.stderr)[-2000:]}")
+    command += [str(script), str(folder / "request.json")]
+    for attempt in range(1, ATTEMPTS + 1):
+        run = subprocess.run(command, capture_output=True, text=True, env=env)
+        if not run.returncode and (folder / "answer.json").exists():
+            break
+        why = f"{request['peer']} failed:\n{(run.stdout + run.stderr)[-2000:]}"
+        if request["processes"] == 1 or attempt == ATTEMPTS:
+            raise RuntimeError(why)
+        say(f"attempt {attempt} of {ATTEMPTS}: {why}")
     answer = json.loads((folder / "answer.json").read_text())
     (folder / "answer.json").unlink()
     with np.load(folder / "answer.npz") as kept:

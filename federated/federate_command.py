@@ -58,6 +58,10 @@ UNACCOUNTED = (
     "Each round's mean losses and norms, which rounds.csv holds: to whoever runs this simulation. A deployment keeps "
     "them at the clients.",
     "The settings of the run, chosen by people who may have seen results on the same data.",
+    "The fingerprints and rows of the logs, which results.json holds: to whoever runs this simulation.",
+)
+OF_TRAJECTORIES = (
+    "The number of each utility's trajectories, and whether they are equally long: by the sizes of noise and draws.",
 )
 INSIDE = (
     "Each utility's shared parameters after each round, which follow from its noisy sums alone: to the server and to "
@@ -204,7 +208,7 @@ def _private_works(
     works = tuple(
         private_work(
             agent, config, one.space, steps=settings.steps, sampler=s, shared=settings.shared,
-            private=Private(bound, z, p.drawn * n, None if own.equal else int(np.median(own.length))),
+            private=Private(bound, z, p.drawn * n, None if own.equal else one.env.horizon),
         )
         for one, own, (s, n) in zip(utilities, data, each, strict=True)
     )  # fmt: skip
@@ -285,8 +289,9 @@ def statement_of(run: Run, progress: rounds_of.Progress, ledgers: tuple[Ledger, 
         ledger = Ledger().after(bare, done)
     if run.plan.own and p is not None:
         return stated(
-            ledger, run.delta, unit="trajectory", clip_norm=float(p.bound), released=INSIDE, unaccounted=UNACCOUNTED[1:]
-        )
+            ledger, run.delta, unit="trajectory", clip_norm=float(p.bound), released=INSIDE,
+            unaccounted=(*UNACCOUNTED[1:], *OF_TRAJECTORIES),
+        )  # fmt: skip
     return stated(
         ledger, run.delta, unit="client", clip_norm=float(progress.server.bound),
         adaptive=isinstance(federation.bound, Adaptive), unaccounted=UNACCOUNTED,

@@ -154,8 +154,7 @@ def federate(
       machine, in one go or taken up after any round.
     """
     federation, done = plan.federation, int(progress.server.round)
-    if federation.private and not federation.hardened and noise_key is None:
-        raise ValueError("privacy needs a key for its noise: give federated.noise.fresh_key()")
+    federation.check_noise(noise_key)
     if ledgers is None:
         if done and plan.private:
             raise ValueError(f"{done} rounds were made: give their ledgers, so that what was spent is counted")

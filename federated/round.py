@@ -103,6 +103,15 @@ class Federation:
         """Whether noise is added."""
         return self.noise_multiplier > 0
 
+    def check_noise(self, noise_key: jax.Array | None) -> None:
+        """Refuses to go without a key where the noise comes from one.
+
+        Raises:
+          ValueError: it is missing.
+        """
+        if self.private and not self.hardened and noise_key is None:
+            raise ValueError("privacy needs a key for its noise: give federated.noise.fresh_key()")
+
 
 @flax.struct.dataclass
 class Server:
@@ -194,7 +203,7 @@ def a_round(
     Raises:
       ValueError: privacy without a key for the noise, or with noise that is drawn on the host.
     """
-    _check_noise(federation, noise_key)
+    federation.check_noise(noise_key)
     if federation.hardened:
         raise ValueError('integers are summed on the host: spread the clients as "groups", which is left out of jit')
     given, sending = told(server), federation.sending
@@ -318,7 +327,7 @@ def spread(
 
 
 def _by_groups(key, noise, server, cohorts, federation):
-    _check_noise(federation, noise)
+    federation.check_noise(noise)
     given, each = told(server), zip(federation.works, cohorts, strict=True)
     parts = [_one_block(work, federation.sending, key, given, cohort) for work, cohort in each]
     after = tuple(part[1] for part in parts)
@@ -333,11 +342,6 @@ def _on_integers(federation: Federation, server: Server, singles: Sequence[Any])
     updates = jax.tree.map(lambda *a: np.concatenate([np.asarray(x) for x in a]), *(one[0] for one in singles))
     here = np.concatenate([np.asarray(one[1]) for one in singles])
     return hardened_sum(updates, here, Hardened(float(server.bound), federation.noise_multiplier))
-
-
-def _check_noise(federation: Federation, noise_key: jax.Array | None) -> None:
-    if federation.private and not federation.hardened and noise_key is None:
-        raise ValueError("privacy needs a key for its noise: give federated.noise.fresh_key()")
 
 
 _one_block = jax.jit(block, static_argnums=(0, 1))

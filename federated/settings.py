@@ -69,7 +69,7 @@ class Privacy:
     Attributes:
       epsilon: the budget at `delta`; infinite is none.
       delta: None is a tenth of one over the clients, or over the trajectories of the utility that has most.
-      noise_multiplier: z; None is the least that allows all rounds within epsilon.
+      noise_multiplier: z, of trajectories that of each sum; None is the least that allows all rounds within epsilon.
       bound: of an update's norm, or "adaptive"; of trajectories that of each one's share in a gradient.
       adjacency: what neighbours are, see `federated.mechanism`.
       unit: "client": noise on the clients' sum; "trajectory": noise inside each utility, whose clients is 1.

@@ -33,7 +33,7 @@ def test_what_is_closed_and_shown(tmp_path):
     assert scores == f"| FedAvg | -3.000 (-3.000 to -3.000) | 75 % | {each} |"
     assert violated == "| FedAvg | 50.0 (50.0 to 50.0) | 25.0 (25.0 to 25.0) | 75.0 (75.0 to 75.0) |"
     assert "| 5 | 7 | none | 0 | 0 | 75 % | -3.000 (-3.000 to -3.000) | 25.0 (25.0 to 25.0) |" in lines
-    assert "No control: -8.000. The middle of every range: -7.500. One owner alone: -7.000." in lines
+    assert "No control: -8.000. The middle of every range: -7.500. Single owners alone: -7.000." in lines
     federated.picture(made, tmp_path / "x.svg")
     assert (tmp_path / "x.svg").stat().st_size > 5000
     del made["customers"]

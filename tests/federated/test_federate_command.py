@@ -11,11 +11,17 @@ import dp_accounting
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 from algorithms import checkpoints
+from algorithms.agents import AGENTS
+from federated import federate_command
 from federated.accounting import epsilon
+from federated.federate_command import prepared
 from federated.mechanism import Mechanism
+from federated.noise import fresh_key
 from federated.sampling import Poisson
+from federated.settings import read
 from federated.statement import PrivacyStatement, recomputed
 from gridjax.__main__ import main
 
@@ -181,7 +187,7 @@ def test_a_hardened_run_states_discrete_noise(small, tmp_path, run):
     assert not same(actor(tmp_path / "out" / "north"), actor(tmp_path / "again" / "north"))
 
 
-def test_trajectories_kept_private_inside_the_utilities(first, tmp_path, run):
+def test_trajectories_kept_private_inside_the_utilities(first, tmp_path, run, monkeypatch):
     """z = 2 of one release each update: the budget allows three of the four rounds of three updates, counted apart."""
     owners = [("north", first / "north.npz", ""), ("south", first / "south.npz", "")]
     z, delta, drawn = 2.0, 0.05, 0.5
@@ -190,6 +196,10 @@ def test_trajectories_kept_private_inside_the_utilities(first, tmp_path, run):
     budget = (three + four) / 2
     keys = f'unit = "trajectory"\nepsilon = {budget}\ndelta = {delta}\nnoise_multiplier = {z}\ndrawn = {drawn}'
     config = written(tmp_path, owners, 4, 0, f"[privacy]\n{keys}\nbound = 0.5", "bc")
+    fresh, used = [], []
+    monkeypatch.setattr(federate_command, "fresh_key", lambda: fresh.append(fresh_key()) or fresh[-1])
+    rounds_of = federate_command.rounds_of.federate
+    monkeypatch.setattr(federate_command.rounds_of, "federate", lambda *a, **k: used.append(a[2]) or rounds_of(*a, **k))
     code, shown, err = run(config, tmp_path / "out")
     assert code == 0 and "the budget is spent after 3 of 4 rounds" in err
     statement = PrivacyStatement.from_json((tmp_path / "out" / "statement.json").read_text())
@@ -199,21 +209,20 @@ def test_trajectories_kept_private_inside_the_utilities(first, tmp_path, run):
     assert (
         "with adding the noise before anything leaves" in shown and "Differential privacy for each trajectory" in shown
     )
-    assert run(config, tmp_path / "again")[0] == 0  # noise that no seed repeats
-    assert not same(actor(tmp_path / "out" / "north"), actor(tmp_path / "again" / "north"))
+    assert len(fresh) == 1 and used[0] is fresh[0]  # the key of the work, and so of its noise, comes from no seed
 
 
-def test_noise_for_trajectories_is_found_from_epsilon(first, tmp_path, run):
+def test_noise_for_trajectories_is_found_from_epsilon(first, tmp_path):
     """ReBRAC releases two sums of the same trajectories an update: one of z / sqrt(2)."""
-    owners = [("north", first / "north.npz", ""), ("south", first / "south.npz", "")]
+    owners = [("north", first / "north.npz", ""), ("south", first / "north.npz", "")]
     keys = 'unit = "trajectory"\nepsilon = 8.0\ndelta = 0.05\ndrawn = 0.5'
-    config = written(tmp_path, owners, 1, 0, f"[privacy]\n{keys}", "rebrac")
-    assert run(config, tmp_path / "out")[0] == 0
-    statement = PrivacyStatement.from_json((tmp_path / "out" / "statement.json").read_text())
-    z = json.loads((tmp_path / "out" / "results.json").read_text())["noise_multiplier"]
-    ((mechanism, counted),) = statement.ledger.entries
-    assert counted == 3 and mechanism.noise_multiplier == pytest.approx(z / np.sqrt(2))
-    assert 7.5 < statement.epsilon <= 8.0
+    settings = read(written(tmp_path, owners, 1, 0, f"[privacy]\n{keys}", "rebrac"))
+    made = prepared(settings, AGENTS["rebrac"], tmp_path, Console())
+    z = made.head["noise_multiplier"]
+    for mechanism, counted in made.plan.own:
+        assert counted == 3 and mechanism.noise_multiplier == pytest.approx(z / np.sqrt(2))
+    assert 7.5 < max(epsilon(*one, 0.05) for one in made.plan.own) <= 8.0
+    assert not made.plan.federation.private  # the sum of the utilities gets no noise of its own
 
 
 @pytest.mark.parametrize(

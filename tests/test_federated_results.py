@@ -3,6 +3,7 @@
 import dataclasses
 
 from benchmarks import federated
+from benchmarks.federated_page import means, page, picture
 
 
 def record():
@@ -25,8 +26,8 @@ def record():
 
 def test_what_is_closed_and_shown(tmp_path):
     made = record()
-    assert federated.means(made["five"], "alone") == [-5.0, -7.0]
-    lines = federated.page(made).splitlines()
+    assert means(made["five"], "alone") == [-5.0, -7.0]
+    lines = page(made, federated.__doc__ or "").splitlines()
     scores, violated = [line for line in lines if line.startswith("| FedAvg |")]
     # Alone -6 (gently -8) and central -2 as means over seeds and utilities; together -3.
     each = "-2.000 (-2.000 to -2.000) | -4.000 (-4.000 to -4.000)"
@@ -34,7 +35,7 @@ def test_what_is_closed_and_shown(tmp_path):
     assert violated == "| FedAvg | 50.0 (50.0 to 50.0) | 25.0 (25.0 to 25.0) | 75.0 (75.0 to 75.0) |"
     assert "| 5 | 7 | none | 0 | 0 | 75 % | -3.000 (-3.000 to -3.000) | 25.0 (25.0 to 25.0) |" in lines
     assert "No control: -8.000. The middle of every range: -7.500. Single owners alone: -7.000." in lines
-    federated.picture(made, tmp_path / "x.svg")
+    picture(made, tmp_path / "x.svg")
     assert (tmp_path / "x.svg").stat().st_size > 5000
     del made["customers"]
-    assert "## Owners of single days" not in federated.page(made)
+    assert "## Owners of single days" not in page(made, federated.__doc__ or "")

@@ -14,10 +14,12 @@ import pytest
 from jax.sharding import AxisType
 from quadratics_for_tests import RATE, SHARED, clients, work
 
+from federated import round as round_of
 from federated.accounting import Budget, Ledger
 from federated.clipping import Adaptive
 from federated.compression import TopK
 from federated.federation import Plan, federate, mechanisms, spent, start
+from federated.hardened import Hardened, hardened_sum
 from federated.mechanism import Mechanism
 from federated.round import Federation, fed_adam, fed_avg
 from federated.sampling import Everyone, Poisson
@@ -239,15 +241,20 @@ def test_noise_inside_the_clients_is_counted_as_often_as_it_is_released():
         dataclasses.replace(private(), own=((own, 3),))
 
 
-def test_hardened_rounds_are_of_integers():
-    """A small z: the mean of the clipped updates to a few thousandths of C, and nothing that a key repeats."""
+def test_hardened_rounds_are_of_integers(monkeypatch):
+    """A small z: the mean of the clipped updates to a few thousandths of C, and nothing that a key repeats.
+
+    How wide the noise of a `Hardened` is, test_hardened.py says; here that it gets the round's C and z.
+    """
+    asked = []
+    monkeypatch.setattr(round_of, "hardened_sum", lambda *a: asked.append(a[2]) or hardened_sum(*a))
     plan = private(2e-3, hardened=True)
     begin = start(plan, SHARED, (clients(GOALS),))
     runs = [federate(plan, begin, KEY, rounds=1, way=("groups", None)) for _ in range(2)]
     expected = np.mean([m * FAR * min(1.0, 0.5 / np.linalg.norm(m * FAR)) for m in MEANS], axis=0)
     found = [np.asarray(progress.server.shared["a"]) for progress, _ in runs]
     np.testing.assert_allclose(found[0], expected, atol=2e-3)
-    assert not np.array_equal(*found)
+    assert not np.array_equal(*found) and asked == [Hardened(0.5, 2e-3)] * 2
     assert all(m.discrete for _, ledgers in runs for m, _ in ledgers[0].entries)
     with pytest.raises(ValueError, match="integers are summed on the host"):
         federate(plan, begin, KEY, rounds=1)

@@ -66,4 +66,4 @@ def _base(name: str, env: Environment, params: Any, training: Any, feeder: Feede
         return random(env)
     if name == "constant":
         return best_constant(env, training, key, tie=kinds(env))[0]
-    return greedy(env, params) if isinstance(env, Restoration) else classical(env, params, feeder)
+    return greedy(env, params) if isinstance(env.base, Restoration) else classical(env, params, feeder)

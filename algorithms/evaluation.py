@@ -175,7 +175,7 @@ def day_keys(
 
 def prices(env: Environment) -> np.ndarray:
     """Of each cost in a score, (costs,): what a failed power flow costs, or 0 where the reward holds the violations."""
-    return np.r_[np.full(len(env.constraints), 0.0 if isinstance(env, VoltVar) else -env.failure_penalty), 0.0]
+    return np.r_[np.full(len(env.constraints), 0.0 if isinstance(env.base, VoltVar) else -env.failure_penalty), 0.0]
 
 
 def room(env: Environment) -> int:

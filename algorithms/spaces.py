@@ -120,7 +120,7 @@ def space_of(
         for name in names
     ]
     if one_hot is None:
-        one_hot = type(env).__name__ == "Restoration"
+        one_hot = type(env.base).__name__ == "Restoration"
     return Space(
         counts=tuple(env.action_counts), offset=tuple(offset), scale=tuple(scale), constraints=len(env.cost_names),
         one_hot=one_hot, anchor=_anchor(env) if anchored and not one_hot else (), view=view,

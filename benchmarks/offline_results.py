@@ -35,11 +35,13 @@ from gridjax.env.broadcast import broadcast
 from gridjax.env.collection import collect
 from gridjax.env.datasets import Dataset, costs, returns
 from gridjax.env.holding import holding
+from gridjax.env.summary import summary
 from gridjax.env.tasks import feeder_of, make
 
 TRAINING, HELD_OUT, SEEDS = 0, tuple(range(1, 11)), 10  # seed 30 chose the agents' numbers
 SUNNY = 0.25  # share of the days that are called high-PV
 REBRAC: dict[str, Any] = {"hidden": (64, 64), "noise": 0.03, "noise_clip": 0.06, "critic_penalty": 0.0}
+WIDE = REBRAC | {"hidden": (128, 128)}
 IQL: dict[str, Any] = {"hidden": (64, 64), "norm": True, "rate": 1e-3, "actor_rate": 1e-3}
 
 
@@ -82,6 +84,7 @@ class Case:
       agents: that learn from it.
       options: of the environment.
       broadcast: whether one signal serves all devices of a kind.
+      summary: whether agents see quantiles and means (`gridjax.env.summary`) instead of the whole feeder.
     """
 
     name: str
@@ -94,6 +97,12 @@ class Case:
     scale: float = 1.0
     options: tuple[tuple[str, Any], ...] = ()
     broadcast: bool = False
+    summary: bool = False
+
+    def acting(self, env: Any) -> Any:
+        """The environment as agents see it and act in it."""
+        env = broadcast(env) if self.broadcast else env
+        return summary(env) if self.summary else env
 
 
 NUMBERS = (("actions", "continuous"),)
@@ -123,13 +132,14 @@ CASES = (
         options=NUMBERS,
     ),
     Case(
-        "DerControl-ieee123-v0", 20_000, 0.3, 0.3, 0.9,
+        "DerControl-ieee123-v0", 5000, 0.3, 0.3, 0.9,
         (
-            Learner("rebrac", 20_000, REBRAC | {"actor_penalty": 0.05}),
-            Learner("rebrac", 20_000, REBRAC | {"actor_penalty": 0.05}, dearer=(5.0, 1.0)),
-            Learner("iql", 4000, IQL | {"temperature": 10.0}),
+            Learner("rebrac", 6000, WIDE | {"actor_penalty": 0.01}, rows=512),
+            Learner("rebrac", 6000, WIDE | {"actor_penalty": 0.01}, rows=512, dearer=(20.0, 1.0)),
+            Learner("iql", 6000, IQL | {"temperature": 10.0}, rows=512),
         ),
         defaults=((0.0, 1.0, 0.0, 1.0), (-0.2, 0.6, 0.0, 0.5), (-0.2, 0.8, 0.0, 0.0)), scale=1 / 5000, broadcast=True,
+        summary=True,
     ),
 )  # fmt: skip
 
@@ -143,7 +153,7 @@ def baseline(name: str) -> dict[str, Any]:
 def log(case: Case) -> Dataset:
     """The data set."""
     env, params = make(case.name, seed=TRAINING, days=365, **dict(case.options))
-    acting = broadcast(env) if case.broadcast else env
+    acting = case.acting(env)
     defaults = case.defaults or (
         tuple(as_numbers(case, env, baseline(case.name)["constant_action"])),
         tuple(np.asarray(policies.nothing(env, params).action, float).tolist()),
@@ -220,7 +230,7 @@ def run(case: Case, days: int, seeds: int, share: float) -> dict[str, Any]:
     for k, name in enumerate(data.header["behaviours"]):
         mine = gained[data.behaviour == k]
         rows.append({"policy": f"behaviour: {name}", "score": list(student(mine)), "days": len(mine)})
-    acting = broadcast(env) if case.broadcast else env
+    acting = case.acting(env)
     _, near_params, near_keys = held_out(case.name, HELD_OUT[:1], 100, **dict(case.options))  # of docs/baselines.md
     space = space_of(acting)
     for learner in case.agents:

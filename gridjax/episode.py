@@ -74,7 +74,7 @@ def write_episode(
     panels = [_voltage_chart(voltages, solved, limits)] if voltages else []
     panels += _panels(env, seen, by_kind, solved)
     failed = int((~solved).sum())
-    name = title or type(env).__name__
+    name = title or type(env.base).__name__
     parts = {
         "title": html.escape(printable(name)),
         "style": style(len(feeder.buses) if feeder else 0),

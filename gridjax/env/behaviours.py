@@ -117,6 +117,7 @@ def widths(env: Environment, width: float) -> np.ndarray:
 
 def kinds(env: Environment) -> tuple[int, ...]:
     """Which entries of an action may share a value: in DER control those of one kind, elsewhere none."""
+    env = env.base
     if not isinstance(env, DerControl):
         return tuple(range(env.action_size))
     sizes = [n for n in (len(env.inverters), len(env.inverters), len(env.batteries), len(env.cars)) if n]

@@ -73,7 +73,7 @@ def _header(
 ) -> dict[str, Any]:
     """What a data set says of itself; refused before anything runs if it could not be saved."""
     out = {
-        "environment": type(env).__name__,
+        "environment": type(env.base).__name__,
         "made_by": dict(made_by or {}),
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "behaviours": [b.name for b in behaviours],

@@ -110,6 +110,11 @@ class Environment(abc.ABC):
         """The observation of the whole feeder, (observation_size,)."""
 
     @property
+    def base(self) -> Environment:
+        """The environment that states, actions and parameters are of, where this one only observes it otherwise."""
+        return self
+
+    @property
     def observation_size(self) -> int:
         """Entries of an observation."""
         return len(self.observation_names)

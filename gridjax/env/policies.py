@@ -193,6 +193,7 @@ def nothing(env: Environment, params: Any) -> Constant:
     Raises:
       ValueError: the environment does not say.
     """
+    env = env.base
     if isinstance(env, VoltVar):
         neutral = jnp.round((1 - params.tap_low) / params.tap_step)
         return constant(volt_var_action(env, jnp.ones(len(env.capacitors)), neutral))
@@ -213,6 +214,7 @@ def classical(env: Environment, params: Any, feeder: Feeder) -> Policy:
     Raises:
       ValueError: an environment without such controls, or of another feeder.
     """
+    env = env.base
     if isinstance(env, DerControl):
         return droop(env, params, feeder)
     if not isinstance(env, VoltVar):
@@ -232,6 +234,7 @@ def droop(env: Environment, params: Any, feeder: Feeder, rule: Rule | None = Non
     Raises:
       ValueError: no DER control, or another feeder's.
     """
+    env = env.base
     if not isinstance(env, DerControl):
         raise ValueError(f"droop is for DER control, not for {type(env).__name__}")
     names = tuple(pv.name for pv in feeder.pv_systems)

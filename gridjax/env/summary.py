@@ -43,6 +43,11 @@ class Summary(Environment):
     names: tuple[str, ...]
 
     @property
+    def base(self) -> Environment:
+        """That of the environment."""
+        return self.env.base
+
+    @property
     def constraints(self) -> tuple[str, ...]:
         """Those of the environment."""
         return self.env.constraints
@@ -87,17 +92,6 @@ class Summary(Environment):
             parts.append(jnp.stack([x.mean(), x.std()]))
         return jnp.concatenate([*parts, whole[np.array(self.rest, int)]])
 
-    def nothing(self) -> jax.Array:
-        """The action that controls nothing.
-
-        Raises:
-          ValueError: the environment does not say; `gridjax.env.policies.nothing` of the environment itself may.
-        """
-        action = getattr(self.env, "nothing", None)
-        if action is None:
-            raise ValueError(f"{type(self.env).__name__} has no `nothing()`: take gridjax.env.policies.nothing of it")
-        return action()
-
 
 def summary(env: Environment) -> Summary:
     """The environment, observed by quantiles of its voltages; in DER control also by means of its devices.
@@ -105,12 +99,13 @@ def summary(env: Environment) -> Summary:
     Devices that are few and set one by one (regulators, capacitors and batteries of Volt-VAR control) stay as they are.
 
     Args:
-      env: whose observations tell voltages, as "voltage 650.1"; a `gridjax.env.broadcast.broadcast` is taken too.
+      env: whose observations tell voltages, as "voltage 650.1"; a `gridjax.env.broadcast.broadcast` is taken too. Data
+        sets collected in it have the short observations. By name: `gridjax.env.tasks.make(..., summary=True)`.
 
     Raises:
       ValueError: an environment whose observations tell no voltages.
     """
-    inner = getattr(env, "env", env)
+    inner = getattr(env, "env", env)  # under a broadcast
     kinds = (
         {"inverters": inner.inverters, "batteries": inner.batteries, "cars": inner.cars}
         if isinstance(inner, DerControl)

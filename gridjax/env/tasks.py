@@ -19,6 +19,7 @@ from gridjax.env.der_tasks import der_control, equip
 from gridjax.env.environment import Environment
 from gridjax.env.microgrid_tasks import island_feeder, microgrid
 from gridjax.env.restoration_tasks import restoration, switched
+from gridjax.env.summary import summary as summed_up
 from gridjax.env.volt_var_tasks import powergym, volt_var
 from gridjax.feeder import Feeder
 
@@ -43,7 +44,7 @@ def names() -> tuple[str, ...]:
 
 
 def make(
-    name: str, *, seed: int = 0, days: int = 100, hours: float | None = None, **options: Any
+    name: str, *, seed: int = 0, days: int = 100, hours: float | None = None, summary: bool = False, **options: Any
 ) -> tuple[Environment, Any]:
     """An environment and its parameters.
 
@@ -52,6 +53,7 @@ def make(
       seed: of the days.
       days: how many different days episodes are drawn from.
       hours: length of a step, a whole number of which make a day; None is one, for "Restoration" a half.
+      summary: whether it is observed by quantiles of voltages and means of devices (`gridjax.env.summary`).
       **options: of the task: for "VoltVar" those of `gridjax.env.volt_var_tasks.volt_var`, for "Powergym" those of
         `gridjax.env.volt_var_tasks.powergym`, for "DerControl" those of `gridjax.env.der_tasks.der_control`, for
         "Microgrid" those of `gridjax.env.microgrid_tasks.microgrid`, for "Restoration" those of
@@ -66,6 +68,14 @@ def make(
     steps = round(24 / hours)
     if days < 1 or steps < 1 or abs(steps * hours - 24) > 1e-9:
         raise ValueError(f"{days} days of steps of {hours:g} h: take at least one day, and steps that divide 24 h")
+    env, params = _whole(name, seed, days, hours, steps, options)
+    return (summed_up(env) if summary else env), params
+
+
+def _whole(
+    name: str, seed: int, days: int, hours: float, steps: int, options: dict[str, Any]
+) -> tuple[Environment, Any]:
+    """The environment, observed as it is."""
     task, feeder_name, _ = name.split("-")
     feeder = feeders.load(feeder_name)
     if task == "DerControl":

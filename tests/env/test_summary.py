@@ -6,10 +6,12 @@ import pytest
 from environments_for_tests import walk
 
 from algorithms.spaces import space_of
+from gridjax.env.behaviours import Behaviour, kinds
 from gridjax.env.broadcast import broadcast
-from gridjax.env.policies import nothing
+from gridjax.env.collection import collect
+from gridjax.env.policies import classical, nothing
 from gridjax.env.summary import QUANTILES, summary
-from gridjax.env.tasks import make
+from gridjax.env.tasks import feeder_of, make
 
 
 def named(names, values):
@@ -70,9 +72,22 @@ def test_devices_that_are_set_one_by_one_stay_as_they_are():
     assert [short.observation_names[k] for k in anchors if k >= 0] == names
 
 
+def test_policies_and_behaviours_are_those_of_the_environment():
+    name = "VoltVar-ieee13-v0"
+    env, params = make(name, days=2)
+    short, _ = make(name, days=2, summary=True)
+    assert short.base == env and len(short.observation_names) < len(env.observation_names)
+    assert nothing(short, params) == nothing(env, params) and kinds(short) == kinds(env)
+    feeder = feeder_of(name, summary=True)
+    logs = [
+        collect(one, params, [Behaviour("own", classical(one, params, feeder))], jax.random.key(0), 2)
+        for one in (env, short)
+    ]
+    np.testing.assert_array_equal(logs[0].transitions.reward, logs[1].transitions.reward)
+    assert logs[1].transitions.observation.shape[1] == short.observation_size
+    assert logs[0].header["environment"] == logs[1].header["environment"] == "VoltVar"
+
+
 def test_what_cannot_be_summed_up_is_refused():
-    env, params = make("VoltVar-ieee13-v0", days=1)
-    with pytest.raises(ValueError, match="VoltVar has no"):
-        nothing(summary(env), params)
     with pytest.raises(ValueError, match="no voltages"):
         summary(walk()[0])

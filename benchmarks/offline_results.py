@@ -134,8 +134,8 @@ CASES = (
     Case(
         "DerControl-ieee123-v0", 5000, 0.3, 0.3, 0.9,
         (
-            Learner("rebrac", 6000, WIDE | {"actor_penalty": 0.01}, rows=512),
-            Learner("rebrac", 6000, WIDE | {"actor_penalty": 0.01}, rows=512, dearer=(20.0, 1.0)),
+            Learner("rebrac", 6000, WIDE | {"actor_penalty": 0.2}, rows=512),
+            Learner("rebrac", 6000, WIDE | {"actor_penalty": 0.2}, rows=512, dearer=(20.0, 1.0)),
             Learner("iql", 6000, IQL | {"temperature": 10.0}, rows=512),
         ),
         defaults=((0.0, 1.0, 0.0, 1.0), (-0.2, 0.6, 0.0, 0.5), (-0.2, 0.8, 0.0, 0.0)), scale=1 / 5000, broadcast=True,

@@ -196,6 +196,6 @@ def test_the_page_does_its_sums(tmp_path):
     assert best_way(speed) == 20.0
     text = page(record)
     assert "| gridjax better | 90.0 | 30.0 | 3.0 |" in text
-    assert "| 5.0 | 500 | 60 | 125 | 0.80 | 0.64 | 1.25 |" in text
+    assert "| 5.0 | 500 | 60 | 125 | 6.2 | 0.80 | 0.64 | 1.25 |" in text
     plot(record, tmp_path / "p.svg")
     assert (tmp_path / "p.svg").read_text().count("T") and "gridjax" in text

@@ -124,18 +124,18 @@ CASES = (
         options=NUMBERS,
     ),
     Case(
-        "VoltVar-ieee123-v0", 5000, 0.1, 0.06, 0.8,
+        "VoltVar-ieee123-v0", 5000, 0.1, 0.06, 0.97,
         (
-            Learner("rebrac", 10_000, REBRAC | {"actor_penalty": 0.3}),
+            Learner("rebrac", 4000, WIDE | {"actor_penalty": 1.0}, rows=512),
             Learner("iql", 4000, IQL | {"temperature": 30.0}),
         ),
-        options=NUMBERS,
+        options=NUMBERS, summary=True,
     ),
     Case(
         "DerControl-ieee123-v0", 5000, 0.3, 0.3, 0.9,
         (
             Learner("rebrac", 6000, WIDE | {"actor_penalty": 0.2}, rows=512),
-            Learner("rebrac", 6000, WIDE | {"actor_penalty": 0.2}, rows=512, dearer=(20.0, 1.0)),
+            Learner("rebrac", 6000, WIDE | {"actor_penalty": 0.01}, rows=512, dearer=(20.0, 1.0)),
             Learner("iql", 6000, IQL | {"temperature": 10.0}, rows=512),
         ),
         defaults=((0.0, 1.0, 0.0, 1.0), (-0.2, 0.6, 0.0, 0.5), (-0.2, 0.8, 0.0, 0.0)), scale=1 / 5000, broadcast=True,

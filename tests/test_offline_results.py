@@ -3,6 +3,7 @@
 import numpy as np
 
 from benchmarks import offline_results as results
+from benchmarks import restoration_room
 from gridjax.env.tasks import make
 
 
@@ -52,3 +53,15 @@ def test_the_sunniest_days():
     kwh = np.array([np.asarray(params.days.generation_kw)[k][:, np.asarray(params.pv_row)].sum() for k in range(8)])
     assert set(results.sunniest(params)) == set(np.argsort(kwh)[-2:])
     assert len(results.sunniest(make("VoltVar-ieee13-v0", days=4)[1])) == 0
+
+
+def test_the_room_above_the_operators_rule():
+    record = {
+        "name": "N", "days": 2, "seed": 1, "seconds": 1.0, "made_on": "here", "bound": [-60.0, -120.0],
+        "no control": {"return": [-300.0, -500.0], "not served": [30.0, 50.0]},
+        "operator's rule": {"return": [-80.0, -120.0], "not served": [8.0, 12.0]},
+    }  # fmt: skip
+    assert np.isclose(restoration_room.room(record), 0.1)  # 90 of 100 is lost all the same
+    text = restoration_room.page(record)
+    assert "10.0 % better than the rule" in text and "| operator's rule | -100 (" in text
+    assert "| proven bound | -90 (" in text

@@ -8,7 +8,6 @@ apart from each other is given away.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gridjax.env.behaviours import kinds
-from gridjax.env.environment import Environment, Outcome
+from gridjax.env.environment import Environment, Outcome, Wrapped
 
 
 @dataclass(frozen=True)
-class Broadcast(Environment):
+class Broadcast(Wrapped):
     """An environment whose devices of a kind are told the same; made by `broadcast`.
 
     Attributes:
@@ -30,19 +29,8 @@ class Broadcast(Environment):
       names: of the signals.
     """
 
-    env: Environment
     tie: tuple[int, ...]
     names: tuple[str, ...]
-
-    @property
-    def constraints(self) -> tuple[str, ...]:
-        """Those of the environment."""
-        return self.env.constraints
-
-    @property
-    def observation_names(self) -> tuple[str, ...]:
-        """Those of the environment."""
-        return self.env.observation_names
 
     @property
     def action_size(self) -> int:
@@ -59,17 +47,9 @@ class Broadcast(Environment):
         """The signals."""
         return self.names
 
-    def begin(self, key: jax.Array, params: Any) -> Any:
-        """As the environment."""
-        return self.env.begin(key, params)
-
     def advance(self, key: jax.Array, state: Any, action: jax.Array, params: Any) -> tuple[Any, Outcome]:
         """As the environment, with each signal given to all its devices."""
         return self.env.advance(key, state, action[np.array(self.tie)], params)
-
-    def observe(self, state: Any, params: Any) -> jax.Array:
-        """As the environment."""
-        return self.env.observe(state, params)
 
     def nothing(self) -> jax.Array:
         """The signals that control nothing."""
@@ -88,5 +68,4 @@ def broadcast(env: Environment) -> Broadcast:
         raise ValueError(f"{type(env).__name__} has no kinds of devices that one signal serves: take DerControl")
     heads = [env.action_names[tie.index(k)].split()[0] for k in range(max(tie) + 1)]
     names = tuple(f"all: {head} ({tie.count(k)})" for k, head in enumerate(heads))
-    kept = {f.name: getattr(env, f.name) for f in dataclasses.fields(Environment)}
-    return Broadcast(**kept, env=env, tie=tie, names=names)
+    return Broadcast(env.horizon, env.failure_penalty, env, tie, names)

@@ -227,6 +227,54 @@ class Transitions:
 Policy = Callable[[jax.Array, jax.Array, Any, Any], tuple[jax.Array, Any]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Wrapped(Environment):
+    """An environment that is another one but for what a subclass says.
+
+    Attributes:
+      env: the other one.
+    """
+
+    env: Environment
+
+    @property
+    def constraints(self) -> tuple[str, ...]:
+        """Those of the environment."""
+        return self.env.constraints
+
+    @property
+    def observation_names(self) -> tuple[str, ...]:
+        """Those of the environment."""
+        return self.env.observation_names
+
+    @property
+    def action_size(self) -> int:
+        """That of the environment."""
+        return self.env.action_size
+
+    @property
+    def action_counts(self) -> tuple[int, ...]:
+        """Those of the environment."""
+        return self.env.action_counts
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Those of the environment."""
+        return self.env.action_names
+
+    def begin(self, key: jax.Array, params: Any) -> Any:
+        """As the environment."""
+        return self.env.begin(key, params)
+
+    def advance(self, key: jax.Array, state: Any, action: jax.Array, params: Any) -> tuple[Any, Outcome]:
+        """As the environment."""
+        return self.env.advance(key, state, action, params)
+
+    def observe(self, state: Any, params: Any) -> jax.Array:
+        """As the environment."""
+        return self.env.observe(state, params)
+
+
 @functools.partial(jax.jit, static_argnames=("env", "policy", "steps", "batch", "keep"))
 def rollout(
     env: Environment,

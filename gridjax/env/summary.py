@@ -9,7 +9,6 @@ fraction of the time. Where devices stand, and which one is short, is given away
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,25 +17,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from gridjax.env.der_control import DerControl
-from gridjax.env.environment import Environment, Outcome
+from gridjax.env.environment import Environment, Wrapped
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 VOLTAGE = "voltage "
 
 
 @dataclass(frozen=True)
-class Summary(Environment):
+class Summary(Wrapped):
     """An environment that is observed by quantiles and means; made by `summary`.
 
     Attributes:
-      env: the environment; states, parameters, actions, rewards and costs are its own.
+      env: the environment; all but the observation is its own.
       voltages: entries of its observation, a group for each phase.
       devices: likewise, a group for each kind of device and each thing that is known of it.
       rest: entries that stay as they are.
       names: of the entries.
     """
 
-    env: Environment
     voltages: tuple[tuple[int, ...], ...]
     devices: tuple[tuple[int, ...], ...]
     rest: tuple[int, ...]
@@ -48,37 +46,9 @@ class Summary(Environment):
         return self.env.base
 
     @property
-    def constraints(self) -> tuple[str, ...]:
-        """Those of the environment."""
-        return self.env.constraints
-
-    @property
     def observation_names(self) -> tuple[str, ...]:
         """Quantiles of voltages, means and deviations of devices, and what stays as it is."""
         return self.names
-
-    @property
-    def action_size(self) -> int:
-        """That of the environment."""
-        return self.env.action_size
-
-    @property
-    def action_counts(self) -> tuple[int, ...]:
-        """Those of the environment."""
-        return self.env.action_counts
-
-    @property
-    def action_names(self) -> tuple[str, ...]:
-        """Those of the environment."""
-        return self.env.action_names
-
-    def begin(self, key: jax.Array, params: Any) -> Any:
-        """As the environment."""
-        return self.env.begin(key, params)
-
-    def advance(self, key: jax.Array, state: Any, action: jax.Array, params: Any) -> tuple[Any, Outcome]:
-        """As the environment."""
-        return self.env.advance(key, state, action, params)
 
     def observe(self, state: Any, params: Any) -> jax.Array:
         """As the module's text says, (observation_size,)."""
@@ -127,8 +97,6 @@ def summary(env: Environment) -> Summary:
         raise ValueError(f"{type(inner).__name__} observes no voltages that could be summed up")
     names = [f"{VOLTAGE}of phase {phase}, quantile {q:g}" for phase in voltages for q in QUANTILES]
     names += [f"{what} of {kind}, {of}" for what, kind in devices for of in ("mean", "deviation")]
-    kept = {f.name: getattr(env, f.name) for f in dataclasses.fields(Environment)}
-    return Summary(
-        **kept, env=env, voltages=tuple(map(tuple, voltages.values())), devices=tuple(map(tuple, devices.values())),
-        rest=tuple(rest), names=(*names, *(env.observation_names[k] for k in rest)),
-    )  # fmt: skip
+    names += [env.observation_names[k] for k in rest]
+    groups = (tuple(map(tuple, found.values())) for found in (voltages, devices))
+    return Summary(env.horizon, env.failure_penalty, env, *groups, rest=tuple(rest), names=tuple(names))

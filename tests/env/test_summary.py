@@ -9,6 +9,7 @@ from algorithms.spaces import space_of
 from gridjax.env.behaviours import Behaviour, kinds
 from gridjax.env.broadcast import broadcast
 from gridjax.env.collection import collect
+from gridjax.env.der_control import DerControl
 from gridjax.env.policies import classical, nothing
 from gridjax.env.summary import QUANTILES, summary
 from gridjax.env.tasks import feeder_of, make
@@ -42,6 +43,7 @@ def quantiles_are_right(whole, got):
 
 def test_voltages_of_a_phase_and_devices_of_a_kind_are_summed_up():
     env, params = make("DerControl-ieee13-v0", days=2, fleet=6, batteries=3, cars=3)
+    assert isinstance(env, DerControl)
     tied = broadcast(env)
     whole, got, ours, theirs = whole_and_short(tied, params, summary(tied), tied.nothing())
     jax.tree.map(np.testing.assert_array_equal, ours[:5], theirs[:5])  # all but the info, which has an observation

@@ -1,4 +1,7 @@
-"""Flags for all tests: x64, no silent rank promotion, eight host devices; collecting garbage rarely; the same draws."""
+"""Flags for all tests: x64, no silent rank promotion, eight host devices; collecting garbage rarely; the same draws.
+
+Compiled programs are let go of between files where a process has become large.
+"""
 
 import gc
 import importlib.metadata
@@ -15,6 +18,7 @@ if FLAG not in os.environ.get("XLA_FLAGS", ""):
 
 import hypothesis
 import jax
+import pytest
 
 gc.set_threshold(200_000)  # tracing makes many objects: with the usual threshold a third of its time goes here
 
@@ -23,3 +27,23 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 hypothesis.settings.register_profile("same", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("same")
+
+LARGE = 3 << 30  # bytes of a process
+
+
+def resident() -> int:
+    """Bytes that this process holds; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_let_go():
+    """Drops compiled programs after a file; of those that the next one uses, few are the same."""
+    yield
+    if resident() > LARGE:
+        jax.clear_caches()
+        gc.collect()

@@ -66,4 +66,5 @@ def _base(name: str, env: Environment, params: Any, training: Any, feeder: Feede
         return random(env)
     if name == "constant":
         return best_constant(env, training, key, tie=kinds(env))[0]
-    return greedy(env, params) if isinstance(env.base, Restoration) else classical(env, params, feeder)
+    base = env.base
+    return greedy(base, params) if isinstance(base, Restoration) else classical(base, params, feeder)

@@ -50,13 +50,15 @@ from gridjax.admittance import incidence, primitive, winding_admittance
 from gridjax.branches import (
     ampacities,
     branch_matrices,
+    branch_nodes,
     bus_phases,
     in_series,
     step_admittances,
-    tapped_transformers,
+    transformer_taps,
 )
 from gridjax.feeder import Feeder
 from gridjax.grid import Chord, Grid, OperatingPoint, Tier, Units, Zones
+from gridjax.junctions import junctions
 from gridjax.layout import Group, Layout, Parameters, lay_out
 from gridjax.namespace import Array, add_at, einsum, matmul, namespace, set_at
 from gridjax.powerflow.chord import linearize
@@ -142,16 +144,18 @@ def assemble(layout: Layout, parameters: Parameters) -> Grid:
     width = max(len(e) for e in _emf(layout, parameters))
     all_emf = xp.stack([xp.pad(e, (0, width - len(e))) for e in _emf(layout, parameters)])
     nominal = OperatingPoint(**{k: getattr(parameters, k) for k in OperatingPoint.__dataclass_fields__})
-    static, tapped = tapped_transformers(layout, parameters)
+    nodes = branch_nodes(layout)
+    branches, units = branch_matrices(layout, primitives, base, nodes), _units(layout, parameters, per_unit, emf, base)
     grid = Grid(
         nominal=nominal,
         zones=zones,
         chord=cast(Chord, None),  # made from the rest, below
         tree=None,
-        units=_units(layout, parameters, per_unit, emf, base),
+        units=units,
         tap_reference=parameters.tap,
-        branches=branch_matrices(layout, primitives, base),
-        tapped=tapped,
+        branches=branches,
+        taps=transformer_taps(layout, parameters, nodes),
+        junctions=junctions(layout, branches, nodes, units.volts, base),
         step_re=steps.real,
         step_im=steps.imag,
         step_bank=xp.asarray(layout.step_bank),
@@ -165,7 +169,6 @@ def assemble(layout: Layout, parameters: Parameters) -> Grid:
         emf_im=all_emf.imag,
         base_va=base,
         shape=s,
-        tapped_static=static,
     )
     grid = dataclasses.replace(grid, chord=linearize(grid))
     if xp is np:

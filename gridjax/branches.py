@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from gridjax.admittance import capacitor_pairs, capacitor_step_admittance
+from gridjax.admittance import capacitor_pairs, capacitor_step_admittance, ground_admittance
 from gridjax.feeder import Capacitor, split_terminal
 from gridjax.layout import KINDS, Group, Layout, Parameters, rated_volts
 from gridjax.namespace import Array, namespace, set_at
@@ -25,6 +26,22 @@ class Branches:
     y_re: jax.Array
     y_im: jax.Array
     nodes: jax.Array
+
+
+@flax.struct.dataclass
+class Taps:
+    """What transformers' currents at any taps need beside their matrices.
+
+    Attributes:
+      regulator: (elements, T) whose tap a terminal's winding has, one past the last where it is fixed.
+      tap: (elements, T) taps of the matrices.
+      ground_re, ground_im: (elements, T, P) ties to ground within the matrices, in siemens: they know nothing of taps.
+    """
+
+    regulator: jax.Array
+    tap: jax.Array
+    ground_re: jax.Array
+    ground_im: jax.Array
 
 
 def in_series(bank: Capacitor) -> bool:
@@ -49,26 +66,40 @@ def step_admittances(layout: Layout, parameters: Parameters, base: Array) -> Arr
     return out
 
 
-def branch_matrices(layout: Layout, primitives: list[Array], base: Array) -> dict[str, Branches]:
-    """Every kind's primitive matrices on common axes (elements, terminals, conductors); banks at 1 pu."""
-    out, xp = {}, namespace(primitives, base)
+def branch_nodes(layout: Layout) -> dict[str, np.ndarray]:
+    """Every kind's nodes on common axes (elements, terminals, conductors)."""
+    out = {}
     for kind in KINDS:
-        groups = [(g, y) for g, y in zip(layout.groups, primitives, strict=True) if g.kind == kind]
+        groups = [g for g in layout.groups if g.kind == kind]
         if not groups:
             continue
-        count = sum(len(g.rows) for g, _ in groups)
-        terminals = max(len(g.terminals) for g, _ in groups)
-        width = max(max(g.terminals) for g, _ in groups)
-        y_all = xp.zeros((count, terminals * width, terminals * width), groups[0][1].dtype)
-        nodes = np.full((count, terminals * width), layout.shape.nodes)
-        for g, y in groups:
-            at = np.concatenate([t * width + np.arange(k) for t, k in enumerate(g.terminals)])
-            if kind == "capacitors":
-                y = _pattern(layout, g, base)
-            y_all = set_at(y_all, (g.rows[:, None, None], at[None, :, None], at[None, None, :]), y)
-            nodes[g.rows[:, None], at[None, :]] = g.nodes
-        nodes = nodes.reshape(count, terminals, width)
-        out[kind] = Branches(y_re=y_all.real, y_im=y_all.imag, nodes=xp.asarray(nodes))
+        terminals, width = max(len(g.terminals) for g in groups), max(max(g.terminals) for g in groups)
+        out[kind] = np.full((sum(len(g.rows) for g in groups), terminals, width), layout.shape.nodes)
+        for g in groups:
+            out[kind].reshape(-1, terminals * width)[g.rows[:, None], _axes(g, width)] = g.nodes
+    return out
+
+
+def _axes(group: Group, width: int) -> np.ndarray:
+    """Where the conductors of a group's elements are among terminals of `width` conductors."""
+    return np.concatenate([t * width + np.arange(n) for t, n in enumerate(group.terminals)])
+
+
+def branch_matrices(
+    layout: Layout, primitives: list[Array], base: Array, nodes: dict[str, np.ndarray]
+) -> dict[str, Branches]:
+    """Every kind's primitive matrices on the axes of their nodes; banks at 1 pu."""
+    out, xp = {}, namespace(primitives, base)
+    for kind, table in nodes.items():
+        count, terminals, width = table.shape
+        y_all = xp.zeros((count, terminals * width, terminals * width), primitives[0].dtype)
+        for g, y in zip(layout.groups, primitives, strict=True):
+            if g.kind == kind:
+                at = _axes(g, width)
+                if kind == "capacitors":
+                    y = _pattern(layout, g, base)
+                y_all = set_at(y_all, (g.rows[:, None, None], at[None, :, None], at[None, None, :]), y)
+        out[kind] = Branches(y_re=y_all.real, y_im=y_all.imag, nodes=xp.asarray(table))
     return out
 
 
@@ -80,25 +111,31 @@ def _pattern(layout: Layout, group: Group, base: Array) -> Array:
     return (pairs.T @ pairs)[None] * (base / rated**2)[:, None, None] + 0j
 
 
-def tapped_transformers(layout: Layout, parameters: Parameters):
-    """Parameters of the transformers that have regulators, to recompute their matrices at other taps."""
-    static, params = [], []
-    members: dict[int, list[int]] = {}
-    for t in layout.taps:
-        known = members.setdefault(t.group, [])
-        known.extend(m for m in dict.fromkeys(t.member.tolist()) if m not in known)
-    for g, rows in members.items():
-        group = layout.groups[g]
-        which = np.array(rows)
-        tap_of = np.full((len(rows), len(group.terminals)), layout.shape.regulators)
+def transformer_taps(layout: Layout, parameters: Parameters, nodes: dict[str, np.ndarray]) -> Taps:
+    """Those of all transformers, on the axes of their nodes."""
+    count, terminals, width = nodes["transformers"].shape if "transformers" in nodes else (0, 1, 1)
+    xp = namespace(parameters)
+    tap = xp.ones((count, terminals), parameters.unit_volts.dtype)
+    ground = xp.zeros((count, terminals * width), xp.result_type(tap, np.complex64))
+    regulator = np.full((count, terminals), layout.shape.regulators)
+    for k, (group, params) in enumerate(zip(layout.groups, parameters.elements, strict=True)):
+        if group.kind != "transformers":
+            continue
+        rows = group.rows[:, None]
+        tap = set_at(tap, (rows, np.arange(len(group.terminals))), params["tap"])
+        ground = set_at(ground, (rows, _axes(group, width)), ground_admittance(group.static, params))
         for t in layout.taps:
-            if t.group == g:
-                tap_of[[rows.index(m) for m in t.member], t.winding] = t.regulator
-        params.append(
-            {k: v[which] for k, v in parameters.elements[g].items()} | {"regulator": tap_of, "row": group.rows[which]}
-        )
-        static.append((group.static, group.terminals))
-    return tuple(static), tuple(params)
+            if t.group == k:
+                regulator[group.rows[t.member], t.winding] = t.regulator
+    ground = ground.reshape(count, terminals, width)
+    return Taps(regulator=xp.asarray(regulator), tap=tap, ground_re=ground.real, ground_im=ground.imag)
+
+
+def no_taps(branches: Branches, regulators: int) -> Taps:
+    """Those of elements that have none."""
+    tap = jnp.ones(branches.nodes.shape[:2], branches.y_re.dtype)
+    ground = jnp.zeros(branches.nodes.shape, branches.y_re.dtype)
+    return Taps(jnp.full(tap.shape, regulators, jnp.int32), tap, ground, ground)
 
 
 def bus_phases(layout: Layout) -> Array:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import flax.struct
 import jax
 
-from gridjax.branches import Branches
+from gridjax.branches import Branches, Taps
+from gridjax.junctions import Junctions
 from gridjax.layout import Shape
 from gridjax.powerflow.injections import Laws
 from gridjax.tree import Tree
@@ -107,7 +108,8 @@ class Grid:
     units: Units
     tap_reference: jax.Array
     branches: dict[str, Branches]
-    tapped: tuple[dict[str, jax.Array], ...]
+    taps: Taps  # of transformers
+    junctions: Junctions
     step_re: jax.Array
     step_im: jax.Array
     step_bank: jax.Array
@@ -121,4 +123,3 @@ class Grid:
     emf_im: jax.Array
     base_va: jax.Array
     shape: Shape = flax.struct.field(pytree_node=False)
-    tapped_static: tuple = flax.struct.field(pytree_node=False)

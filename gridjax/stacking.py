@@ -9,8 +9,9 @@ from typing import overload
 import jax
 import numpy as np
 
-from gridjax.branches import Branches
+from gridjax.branches import Branches, Taps
 from gridjax.grid import Chord, Grid, OperatingPoint, Tier, Units
+from gridjax.junctions import Junctions
 from gridjax.layout import Shape
 from gridjax.namespace import Array
 from gridjax.powerflow.injections import IMPEDANCE, Laws
@@ -61,10 +62,11 @@ def stack(items):
     boundaries, members = _tier_sizes(grids)
     zones = max(len(grid.zones.u_ref) for grid in grids)
     kinds = {k: _branch_sizes(grids, k) for k in sorted({k for grid in grids for k in grid.branches})}
-    static, tapped = _tapped(grids, shape, kinds)
+    ends = tuple(n for (n,) in _largest([grid.taps.ground_re for grid in grids]))
+    meeting = _meeting(grids, list(kinds))
     trees = _trees(grids, shape.slots)
     padded = []
-    for grid, tree, at_taps in zip(grids, trees, tapped, strict=True):
+    for grid, tree in zip(grids, trees, strict=True):
         s, place = grid.shape, _Padding(grid.shape, shape)
         rows = (2, shape.interior + shape.boundary)
         old_rows = (2, grid.zones.v_ref.shape[1] // 2)
@@ -105,7 +107,8 @@ def stack(items):
                 units=_units(grid.units, place, zones, shape, by_slot),
                 tap_reference=_longer(grid.tap_reference, shape.regulators, 1.0),
                 branches={k: place.branches(grid.branches.get(k), size, zs.n.dtype) for k, size in kinds.items()},
-                tapped=at_taps,
+                taps=_taps(grid, shape, ends),
+                junctions=_junctions(grid, meeting),
                 step_re=_longer(grid.step_re, shape.steps),
                 step_im=_longer(grid.step_im, shape.steps),
                 step_bank=_longer(grid.step_bank, shape.steps, shape.banks),  # past the last bank: it adds to none
@@ -128,7 +131,6 @@ def stack(items):
                 emf_im=_pad(grid.emf_im, [(n,) for n in grid.emf_im.shape], _largest([g.emf_im for g in grids])),
                 base_va=grid.base_va,
                 shape=shape,
-                tapped_static=static,
             )
         )
     return jax.tree.map(lambda *a: jax.device_put(np.stack(a)), *padded)
@@ -266,33 +268,46 @@ def _branch_sizes(grids: list[Grid], kind: str) -> Dims:
     return tuple(n for (n,) in _largest([grid.branches[kind].nodes for grid in grids if kind in grid.branches]))
 
 
-def _tapped(grids: list[Grid], shape: Shape, kinds: dict[str, Dims]) -> tuple[tuple, list[tuple[dict, ...]]]:
-    """The transformers with regulators: all shapes that occur in any grid, in each with as many rows.
+def _taps(grid: Grid, shape: Shape, size: Dims) -> Taps:
+    """A grid's, of as many transformers, terminals and conductors."""
+    taps = grid.taps
+    regulator = np.where(taps.regulator >= grid.shape.regulators, shape.regulators, taps.regulator)
+    by_end = [(n,) for n in regulator.shape], [(n,) for n in size[:2]]
+    by_row = [(n,) for n in taps.ground_re.shape], [(n,) for n in size]
+    return Taps(
+        regulator=_pad(regulator.astype(taps.regulator.dtype), *by_end, shape.regulators),
+        tap=_pad(taps.tap, *by_end, 1.0),
+        ground_re=_pad(taps.ground_re, *by_row),
+        ground_im=_pad(taps.ground_im, *by_row),
+    )
 
-    What a grid lacks is filled with another's numbers; their row is past the last, where nothing is written.
-    """
-    static = sorted({key for grid in grids for key in grid.tapped_static}, key=str)
-    tables = [dict(zip(grid.tapped_static, grid.tapped, strict=True)) for grid in grids]
-    out = [[] for _ in grids]
-    for key in static:
-        rows = max(len(table[key]["row"]) for table in tables if key in table)
-        some = next(table[key] for table in tables if key in table)
-        for grid, table, mine in zip(grids, tables, out, strict=True):
-            have = table.get(key)
-            missing = rows - (0 if have is None else len(have["row"]))
-            filled = {}
-            for name, example in some.items():
-                spare = np.repeat(example[:1], missing, axis=0)
-                if name == "regulator":
-                    spare = np.full_like(spare, shape.regulators)
-                if name == "row":
-                    spare = np.full_like(spare, kinds["transformers"][0])
-                own = example[:0] if have is None else have[name]
-                if name == "regulator":
-                    own = np.where(own >= grid.shape.regulators, shape.regulators, own).astype(own.dtype)
-                filled[name] = np.concatenate([own, spare])
-            mine.append(filled)
-    return tuple(static), [tuple(mine) for mine in out]
+
+def _meeting(grids: list[Grid], kinds: list[str]) -> Junctions:
+    """Arrays of the shapes that all grids' junctions have in common."""
+    every = [grid.junctions for grid in grids]
+
+    def common(arrays: list[Array]) -> Array:
+        return np.zeros([n for (n,) in _largest(arrays)], arrays[0].dtype)
+
+    return Junctions(
+        element={k: common([j.element[k] for j in every if k in j.element]) for k in kinds},
+        here={k: common([j.here[k] for j in every if k in j.here]) for k in kinds},
+        **{k: common([getattr(j, k) for j in every]) for k in ("unit", "amps", "correction")},
+    )
+
+
+def _junctions(grid: Grid, common: Junctions) -> Junctions:
+    """A grid's, where what is missing counts for nothing."""
+
+    def wide(a: Array, like: Array) -> Array:
+        return _pad(a, [(n,) for n in a.shape], [(n,) for n in like.shape])
+
+    own = grid.junctions
+    return Junctions(
+        element={k: wide(own.element[k], a) if k in own.element else a for k, a in common.element.items()},
+        here={k: wide(own.here[k], a) if k in own.here else a for k, a in common.here.items()},
+        **{k: wide(getattr(own, k), getattr(common, k)) for k in ("unit", "amps", "correction")},
+    )
 
 
 class _Padding:

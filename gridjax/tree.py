@@ -170,6 +170,9 @@ def plant(layout: Layout, per_unit, chord, tapped, unit_volts: np.ndarray) -> Tr
     for g, i in members:
         buses = sorted({int(b) for b in bus_of[layout.groups[g].nodes[i]] if b >= 0})
         touched.append((*buses, root) if layout.groups[g] is sources else tuple(buses))
+    conducts = [layout.groups[g].kind != "switches" or bool(np.any(per_unit[g][i])) for g, i in members]
+    kept = _without_idle(touched, conducts)
+    members, touched = [members[k] for k in kept], [touched[k] for k in kept]
     needed = {int(b) for b in bus_of[layout.unit_nodes].ravel() if b >= 0}
     regulated = {(t.group, int(i)) for t in layout.taps for i in t.member}
     for member, buses in zip(members, touched, strict=True):
@@ -255,6 +258,20 @@ def plant(layout: Layout, per_unit, chord, tapped, unit_volts: np.ndarray) -> Tr
         root=at_root,
         heads=len(emf),
     )
+
+
+def _without_idle(touched: Sequence[tuple[int, ...]], conducts: Sequence[bool]) -> list[int]:
+    """All elements but the open switches that close a loop; the others hold together what no source feeds."""
+    parts = nx.utils.UnionFind()
+    for buses, used in zip(touched, conducts, strict=True):
+        if used:
+            parts.union(*buses)
+    kept = []
+    for k, (buses, used) in enumerate(zip(touched, conducts, strict=True)):
+        if used or len({parts[b] for b in buses}) > 1:
+            parts.union(*buses)
+            kept.append(k)
+    return kept
 
 
 def _floating(layout: Layout, bus_of: np.ndarray, root: int) -> set[int]:

@@ -174,3 +174,33 @@ def cotangent(
 
 def _nan_where(lost: jax.Array, a: jax.Array) -> jax.Array:
     return jnp.where(lost.reshape(-1, *(1,) * (a.ndim - 1)) > 0, jnp.nan, a)
+
+
+def available() -> bool:
+    """Whether there is a kernel."""
+    return ffi is not None
+
+
+def element_currents(elements, v: jax.Array, tap: jax.Array, *, series: bool, peaks: bool) -> jax.Array:
+    """What `gridjax.powerflow.element_currents` gives, of a batch."""
+    branches, taps = elements.branches, elements.taps
+    count, terminals, n = branches.nodes.shape
+    batch, dtype = v.shape[0], branches.y_re.dtype
+    y = jnp.stack([branches.y_re, branches.y_im], axis=-1)
+    mirrored = jnp.zeros(count, bool)
+    if series:
+        own, mutual, back, beyond = y[:, :n, :n], y[:, :n, n:], y[:, n:, :n], y[:, n:, n:]
+        mirrored = jnp.all((own == -mutual) & (own == -back) & (own == beyond), axis=(1, 2, 3))
+    numbers = (0, count * terminals) if peaks else (count * terminals * n, 0)
+    sizes = [batch, *numbers, count, terminals, n, v.shape[1], tap.shape[1], int(series)]
+    amps, most = _call(
+        "currents",
+        [
+            jax.ShapeDtypeStruct((0 if peaks else batch, count, terminals, n), jnp.result_type(dtype, jnp.complex64)),
+            jax.ShapeDtypeStruct((batch if peaks else 0, count, terminals), dtype),
+        ],
+        branches.nodes, y, elements.node_volts, taps.regulator, jnp.stack([taps.ground_re, taps.ground_im], axis=-1),
+        jnp.any(y != 0, axis=(2, 3)).astype(jnp.int32), mirrored.astype(jnp.int32), jnp.array(sizes, jnp.int32), v,
+        tap, taps.tap,
+    )  # fmt: skip
+    return most if peaks else amps

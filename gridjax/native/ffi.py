@@ -24,7 +24,7 @@ from numba import cfunc, njit, types
 from numba.core import config
 from numba.extending import intrinsic, overload
 
-from gridjax.native import kernel
+from gridjax.native import currents, kernel
 from gridjax.native.lanes import (
     allocate,
     count_up,
@@ -139,6 +139,25 @@ def _circuit(frame, like):
 
 
 @njit
+def _begin(frame, like):
+    """Memory for passes, and the circuit and room they work with."""
+    circuit = _circuit(frame, like)
+    memory = allocate(64 * kernel.room_size(circuit))
+    return memory, (circuit, kernel.make_room(circuit, _floats(memory, like)))
+
+
+@njit
+def _read(frame, state, like, first):
+    """Takes the scenarios of a pass."""
+    circuit, room = state
+    sizes = integers(_argument(frame, 12))
+    rows = kernel.Rows(first, sizes[0] - 1, sizes[1], sizes[2])
+    p, q = _floats(_argument(frame, 14), like), _floats(_argument(frame, 15), like)
+    kernel.read(circuit, room, rows, p, q, _floats(_argument(frame, 17), like))
+    return circuit, room, rows
+
+
+@njit
 def _clear(circuit, rows, v, slots, count):
     """Zeros where nothing will be written: slots of no unit, nodes that only pad."""
     fill_zero(slots, rows.first * rows.slots, count * rows.slots)
@@ -147,8 +166,9 @@ def _clear(circuit, rows, v, slots, count):
 
 
 @njit
-def _solve(frame, circuit, room, rows, like, count):
+def _solve(frame, state, like, first, count):
     """Further arguments: chord, plain, no-load voltages, what the root's coordinates draw; sizes: method, limits."""
+    circuit, room, rows = _read(frame, state, like, first)
     sizes, slots = integers(_argument(frame, 12)), _floats(_result(frame, 1), like)
     _clear(circuit, rows, _floats(_result(frame, 0), like), slots, count)
     kernel.solve_pass(
@@ -161,8 +181,9 @@ def _solve(frame, circuit, room, rows, like, count):
 
 
 @njit
-def _tangent(frame, circuit, room, rows, like, count):
+def _tangent(frame, state, like, first, count):
     """Further arguments: chord, u, zeros for the nodes, changes of p, q, head, source, more ones of u; the root's."""
+    circuit, room, rows = _read(frame, state, like, first)
     sizes, slots = integers(_argument(frame, 12)), _floats(_result(frame, 1), like)
     _clear(circuit, rows, _floats(_result(frame, 0), like), slots, count)
     kernel.tangent_pass(
@@ -176,8 +197,9 @@ def _tangent(frame, circuit, room, rows, like, count):
 
 
 @njit
-def _cotangent(frame, circuit, room, rows, like, count):
+def _cotangent(frame, state, like, first, count):
     """Further arguments: transposed chord, u, cotangents of v, u, the root's current, the power taken; the root's."""
+    circuit, room, rows = _read(frame, state, like, first)
     sizes, slots = integers(_argument(frame, 12)), _floats(_result(frame, 4), like)
     fill_zero(slots, rows.first * rows.slots, count * rows.slots)
     kernel.cotangent_pass(
@@ -189,23 +211,43 @@ def _cotangent(frame, circuit, room, rows, like, count):
     )  # fmt: skip
 
 
-def _work(name: str, each, like, width: int) -> Any:
+@njit
+def _begin_currents(frame, like):
+    """Arguments 0 to 7 and 10: the tables of the elements and the sizes."""
+    sizes = integers(_argument(frame, 7))
+    elements = currents.Elements(
+        integers(_argument(frame, 0)), _floats(_argument(frame, 1), like), _floats(_argument(frame, 2), like),
+        integers(_argument(frame, 3)), _floats(_argument(frame, 10), like), _floats(_argument(frame, 4), like),
+        integers(_argument(frame, 5)), integers(_argument(frame, 6)), sizes[3], sizes[4], sizes[5],
+        sizes[6], sizes[7], sizes[8] > 0,
+    )  # fmt: skip
+    memory = allocate(64 * currents.room_size(elements))
+    return memory, (elements, _floats(memory, like))
+
+
+@njit
+def _currents(frame, state, like, first, count):
+    """Further arguments: voltages, taps. Results: the currents, or the largest of each terminal."""
+    sizes, (elements, room) = integers(_argument(frame, 7)), state
+    currents.currents_pass(
+        elements, room, first, sizes[0] - 1, _floats(_argument(frame, 8), like),
+        _floats(_argument(frame, 9), like), _floats(_result(frame, 0), like), _floats(_result(frame, 1), like),
+        sizes[1] > 0,
+    )  # fmt: skip
+
+
+def _work(name: str, begin, each, like, width: int, at: int) -> Any:
     def work(shared):
         """Takes passes while there are any. Without one nothing but `shared` may be touched: the call may be over."""
         number = count_up(shared + NEXT, 1)
         if number >= word(shared + PASSES):
             return
         frame = word(shared + FRAME)
-        circuit, sizes = _circuit(frame, like), integers(_argument(frame, 12))
-        memory = allocate(64 * kernel.room_size(circuit))
-        room = kernel.make_room(circuit, _floats(memory, like))
-        p, q = _floats(_argument(frame, 14), like), _floats(_argument(frame, 15), like)
-        source = _floats(_argument(frame, 17), like)
+        batch = integers(_argument(frame, at))[0]
+        memory, state = begin(frame, like)
         while number < word(shared + PASSES):
             first = number * width
-            rows = kernel.Rows(first, sizes[0] - 1, sizes[1], sizes[2])
-            kernel.read(circuit, room, rows, p, q, source)
-            each(frame, circuit, room, rows, like, min(width, sizes[0] - first))
+            each(frame, state, like, first, min(width, batch - first))
             count_up(shared + DONE, 1)
             number = count_up(shared + NEXT, 1)
         release(memory)
@@ -213,10 +255,15 @@ def _work(name: str, each, like, width: int) -> Any:
     return njit(named(name, work))
 
 
-_solve_64, _solve_32 = _work("_solve_64", _solve, DOUBLE, 8), _work("_solve_32", _solve, SINGLE, 16)
-_tangent_64, _tangent_32 = _work("_tangent_64", _tangent, DOUBLE, 8), _work("_tangent_32", _tangent, SINGLE, 16)
-_cotangent_64 = _work("_cotangent_64", _cotangent, DOUBLE, 8)
-_cotangent_32 = _work("_cotangent_32", _cotangent, SINGLE, 16)
+SIZES, SIZES_OF_CURRENTS = 12, 7  # which argument they are
+_solve_64 = _work("_solve_64", _begin, _solve, DOUBLE, 8, SIZES)
+_solve_32 = _work("_solve_32", _begin, _solve, SINGLE, 16, SIZES)
+_tangent_64 = _work("_tangent_64", _begin, _tangent, DOUBLE, 8, SIZES)
+_tangent_32 = _work("_tangent_32", _begin, _tangent, SINGLE, 16, SIZES)
+_cotangent_64 = _work("_cotangent_64", _begin, _cotangent, DOUBLE, 8, SIZES)
+_cotangent_32 = _work("_cotangent_32", _begin, _cotangent, SINGLE, 16, SIZES)
+_currents_64 = _work("_currents_64", _begin_currents, _currents, DOUBLE, 8, SIZES_OF_CURRENTS)
+_currents_32 = _work("_currents_32", _begin_currents, _currents, SINGLE, 16, SIZES_OF_CURRENTS)
 
 
 def _task(work) -> Any:
@@ -267,9 +314,12 @@ def _leave(shared):
 
 
 @njit
-def _start(frame, width, task, forward):
-    """Puts down what the threads share and calls them; not more of them than there is work for."""
-    sizes = integers(_argument(frame, 12))
+def _start(frame, at, width, task, forward):
+    """Puts down what the threads share and calls them; not more of them than there is work for.
+
+    Argument `at` are the sizes: scenarios, complex numbers of the first result, numbers of the second.
+    """
+    sizes = integers(_argument(frame, at))
     for k in range(2):
         size = sizes[0] * sizes[k + 1] * (128 // width if k == 0 else 64 // width)
         if forward and size > LARGE:
@@ -314,7 +364,7 @@ _solve_64_task = _task(_solve_64)
 def solve_64(frame):
     """Solves a batch, in float64."""
     if not _asks_for_version(frame):
-        shared = _start(frame, 8, _solve_64_task(), True)
+        shared = _start(frame, SIZES, 8, _solve_64_task(), True)
         _solve_64(shared)
         _finish(shared)
     return 0
@@ -326,7 +376,7 @@ _solve_32_task = _task(_solve_32)
 def solve_32(frame):
     """Solves a batch, in float32."""
     if not _asks_for_version(frame):
-        shared = _start(frame, 16, _solve_32_task(), True)
+        shared = _start(frame, SIZES, 16, _solve_32_task(), True)
         _solve_32(shared)
         _finish(shared)
     return 0
@@ -338,7 +388,7 @@ _tangent_64_task = _task(_tangent_64)
 def tangent_64(frame):
     """Linear answers of a batch, in float64."""
     if not _asks_for_version(frame):
-        shared = _start(frame, 8, _tangent_64_task(), True)
+        shared = _start(frame, SIZES, 8, _tangent_64_task(), True)
         _tangent_64(shared)
         _finish(shared)
     return 0
@@ -350,7 +400,7 @@ _tangent_32_task = _task(_tangent_32)
 def tangent_32(frame):
     """Linear answers of a batch, in float32."""
     if not _asks_for_version(frame):
-        shared = _start(frame, 16, _tangent_32_task(), True)
+        shared = _start(frame, SIZES, 16, _tangent_32_task(), True)
         _tangent_32(shared)
         _finish(shared)
     return 0
@@ -362,7 +412,7 @@ _cotangent_64_task = _task(_cotangent_64)
 def cotangent_64(frame):
     """Their transposes, in float64."""
     if not _asks_for_version(frame):
-        shared = _start(frame, 8, _cotangent_64_task(), False)
+        shared = _start(frame, SIZES, 8, _cotangent_64_task(), False)
         _cotangent_64(shared)
         _finish(shared)
     return 0
@@ -374,13 +424,42 @@ _cotangent_32_task = _task(_cotangent_32)
 def cotangent_32(frame):
     """Their transposes, in float32."""
     if not _asks_for_version(frame):
-        shared = _start(frame, 16, _cotangent_32_task(), False)
+        shared = _start(frame, SIZES, 16, _cotangent_32_task(), False)
         _cotangent_32(shared)
         _finish(shared)
     return 0
 
 
-HANDLERS = {f.__name__: f for f in (solve_64, solve_32, tangent_64, tangent_32, cotangent_64, cotangent_32)}
+_currents_64_task = _task(_currents_64)
+
+
+def currents_64(frame):
+    """Currents into elements, in float64."""
+    if not _asks_for_version(frame):
+        shared = _start(frame, SIZES_OF_CURRENTS, 8, _currents_64_task(), True)
+        _currents_64(shared)
+        _finish(shared)
+    return 0
+
+
+_currents_32_task = _task(_currents_32)
+
+
+def currents_32(frame):
+    """Currents into elements, in float32."""
+    if not _asks_for_version(frame):
+        shared = _start(frame, SIZES_OF_CURRENTS, 16, _currents_32_task(), True)
+        _currents_32(shared)
+        _finish(shared)
+    return 0
+
+
+HANDLERS = {
+    f.__name__: f
+    for f in (
+        solve_64, solve_32, tangent_64, tangent_32, cotangent_64, cotangent_32, currents_64, currents_32,
+    )
+}  # fmt: skip
 _KEPT: dict[str, object] = {}
 
 
@@ -390,7 +469,7 @@ def _cache() -> str:
     The folder is named after what they are made of.
     """
     here = Path(__file__).parent
-    parts = [(here / f"{part}.py").read_bytes() for part in ("ffi", "kernel", "lanes")]
+    parts = [(here / f"{part}.py").read_bytes() for part in ("ffi", "kernel", "currents", "lanes")]
     text = b"".join(parts) + f"{MAJOR}.{MINOR}".encode()
     name = hashlib.sha256(text).hexdigest()[:16]
     if os.access(here, os.W_OK):

@@ -148,6 +148,25 @@ def gather(_, array, first, last, stride, index):
 
 
 @intrinsic
+def gather_pair(_, array, first, last, stride, index):
+    """The same for entries `index` and `index + 1`."""
+    lanes = Lanes(array.dtype)
+
+    def codegen(context, builder, sig, args):
+        pair = ir.VectorType(_scalar(array.dtype), 2)
+        out = [ir.Constant(context.get_value_type(lanes), ir.Undefined)] * 2
+        for k in range(lanes.width):
+            place = builder.add(_row(builder, args[1], args[2], k, args[3]), args[4])
+            numbers = builder.load(builder.bitcast(builder.gep(args[0], [place]), pair.as_pointer()), align=4)
+            for i in (0, 1):
+                number = builder.extract_element(numbers, ir.IntType(32)(i))
+                out[i] = builder.insert_element(out[i], number, ir.IntType(32)(k))
+        return context.make_tuple(builder, sig.return_type, out)
+
+    return types.UniTuple(lanes, 2)(array, INDEX, INDEX, INDEX, INDEX), codegen
+
+
+@intrinsic
 def scatter(_, array, first, last, stride, index, value):
     """The reverse of `gather`."""
 

@@ -14,7 +14,10 @@ from gridjax.native import calls
 
 
 def batched(
-    run: Callable[..., Any], chunk: Callable[[Any], int], native: Callable[..., Any] | None = None
+    run: Callable[..., Any],
+    chunk: Callable[[Any], int],
+    native: Callable[..., Any] | None = None,
+    usable: Callable[[Any], bool] = calls.usable,
 ) -> Callable[..., Any]:
     """A function of a grid and batches as one whose `vmap` over scenarios makes a larger batch.
 
@@ -24,14 +27,15 @@ def batched(
     Args:
       run: `(grid, *batches)` to a pytree, scenario by scenario; batches and results are pytrees of (batch, ...).
       chunk: from a grid to the scenarios of a chunk.
-      native: what a processor runs instead where the grid has a tree, whole batches at a time.
+      native: what a processor runs instead, whole batches at a time.
+      usable: for which grids it can; those that have a tree.
     """
 
     def tiers(grid, *batches):
         return in_chunks(lambda part: run(grid, *part), batches, chunk(grid))
 
     def on_device(grid, *batches):
-        if native is None or not calls.usable(grid):
+        if native is None or not usable(grid):
             return tiers(grid, *batches)
         return _by_platform(native, tiers, grid, *batches)
 
@@ -51,7 +55,7 @@ def batched(
         if any(jax.tree.leaves(over_grid)):
             in_turn = functools.partial(_in_turn, many, over_grid)
             together = functools.partial(_together, functools.partial(_over_devices, tiers), over_grid, chunk)
-            here = native is not None and calls.usable(grid)
+            here = native is not None and usable(grid)
             out = _by_platform(in_turn, together, grid, *batches) if here else together(grid, *batches)
         else:
             flat = jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), batches)

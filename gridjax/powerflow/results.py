@@ -22,14 +22,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gridjax.admittance import primitive
+from gridjax.branches import no_taps
 from gridjax.grid import Grid, OperatingPoint
 from gridjax.namespace import einsum, matmul
+from gridjax.powerflow.element_currents import Elements, element_currents
 from gridjax.powerflow.injections import factors
 from gridjax.powerflow.solve import PowerFlow
 
-STIFF = 3.0  # times the median admittance at a node
-RIDGE = 1e-5  # of the normal equations of Kirchhoff's law, so that loops of switches have a solution
+SERIES = ("lines", "switches")
 PASSIVE = ("lines", "switches", "transformers", "capacitors", "reactors", "admittances")
 
 
@@ -50,103 +50,45 @@ def _bank_admittance(grid: Grid, point: OperatingPoint) -> jax.Array:
     return jnp.zeros(banks, step.dtype).at[grid.step_bank].add(step)
 
 
-def _at_taps(grid: Grid, point: OperatingPoint, y: jax.Array) -> jax.Array:
-    """The transformers' matrices with the point's taps."""
-    taps = jnp.append(point.tap, jnp.ones(1, point.tap.dtype))
-    width = grid.branches["transformers"].nodes.shape[2]
-    for (static, terminals), params in zip(grid.tapped_static, grid.tapped, strict=True):
-        numbers = {k: v for k, v in params.items() if k not in ("regulator", "row")}
-        regulated = params["regulator"] < grid.shape.regulators
-        numbers["tap"] = jnp.where(regulated, taps[params["regulator"]], numbers["tap"])
-        at = jnp.concatenate([t * width + jnp.arange(k) for t, k in enumerate(terminals)])
-        matrix = primitive(static, numbers)
-        y = y.at[params["row"][:, None, None], at[:, None], at].set(matrix)
-    return y
-
-
-def _admittances(grid: Grid, point: OperatingPoint, kind: str) -> jax.Array:
-    branches = grid.branches[kind]
-    y = jax.lax.complex(branches.y_re, branches.y_im)
-    if kind == "capacitors":
-        y = y * _bank_admittance(grid, point)[:, None, None]
-    if kind == "transformers":
-        y = _at_taps(grid, point, y)
-    return y
-
-
 def currents(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> dict[str, jax.Array]:
     """Complex amperes into each element, (elements, terminals, conductors) by table name."""
     amps = {kind: _currents(grid, point, flow, kind) for kind in grid.branches}
     if flow.v.dtype == jnp.complex64 and "switches" in amps:
-        amps["switches"] += _missing(grid, _node_sums(grid, point, flow, amps))
+        amps["switches"] += _missing(grid, point, flow, amps)
     return amps
 
 
-def _missing(grid: Grid, sums: jax.Array) -> jax.Array:
-    """What the switches' currents lack for the currents at each node to sum to zero, (switches, 2, conductors).
-
-    With A the incidence of the closed switches' conductors on the nodes and r the sums there, the least squares
-    solution of r + A d = 0, d = -(A' W A)^-1 A' W r: exact where switches make no loop, and the smallest such d where
-    they do. The weights W are small at nodes whose other elements are stiff (sources, regulators), as r is noisy there.
-    """
-    switches = grid.branches["switches"]
-    k = switches.nodes.shape[2]
-    ends = switches.nodes.swapaxes(0, 1).reshape(2, -1)
-    conducts = jnp.abs(jnp.diagonal(switches.y_re, axis1=1, axis2=2)) > 0
-    closed = (conducts[:, :k] & conducts[:, k:]).ravel()
-    root = _trust(grid)
-    seen = root[ends] * closed[None] * jnp.array([[1.0], [-1.0]], root.dtype)
-    same = (ends[:, :, None, None] == ends[None, None]).astype(root.dtype)
-    normal = einsum("pa,paqb,qb->ab", seen, same, seen) + RIDGE * jnp.eye(ends.shape[1], dtype=root.dtype)
-    volts = grid.node_volts[ends]
-    asked = jnp.sum(seen * root[ends] * jnp.append(sums, 0.0)[ends] * (grid.base_va / volts), axis=0)
-    change = -matmul(jnp.linalg.inv(normal).astype(asked.dtype), asked) * closed
-    return jnp.stack([change, -change]).reshape(2, -1, k).swapaxes(0, 1)
-
-
-def _trust(grid: Grid) -> jax.Array:
-    """Roots of the nodes' weights, (nodes + 1,): 1 to 0, by the admittance of what is there beside switches."""
-    n = grid.shape.nodes
-    stiff = jnp.zeros(n + 1, grid.base_va.dtype)
-    for kind, branches in grid.branches.items():
-        if kind != "switches":
-            y = jnp.hypot(*(jnp.diagonal(a, axis1=1, axis2=2) for a in (branches.y_re, branches.y_im)))
-            stiff = stiff.at[branches.nodes].add(y.reshape(branches.nodes.shape))
-    usual = STIFF * jnp.median(stiff[:n])
-    return (1.0 / jnp.sqrt(1.0 + (stiff / usual) ** 2)).at[n].set(0.0)
+def _missing(grid: Grid, point: OperatingPoint, flow: PowerFlow, amps: dict[str, jax.Array]) -> jax.Array:
+    """What the switches' currents lack for the currents at their ends to sum to zero, (switches, 2, conductors)."""
+    meeting = grid.junctions
+    _, drawn = _unit_currents_pu(grid, point, flow, (meeting.unit[..., 0], meeting.unit[..., 1]))
+    total = jnp.sum(drawn * meeting.amps, axis=-1)
+    for kind, index in meeting.element.items():
+        there = amps[kind][index[..., 0], index[..., 1], index[..., 2]]
+        total = total + jnp.sum(there * meeting.here[kind], axis=-1)
+    change = einsum("scpqd,pqd->sc", meeting.correction.astype(total.dtype), total)
+    return jnp.stack([change, -change], axis=1)
 
 
 def _currents(grid: Grid, point: OperatingPoint, flow: PowerFlow, kind: str) -> jax.Array:
-    nodes = grid.branches[kind].nodes
-    at = (_padded(flow) * grid.node_volts)[nodes]
+    branches = grid.branches[kind]
     if kind == "sources":
-        at = at - _emf(grid, point)[:, None, :] * grid.node_volts[nodes]
-    y = _admittances(grid, point, kind)
-    if kind in ("lines", "switches"):
-        return _series_currents(y, at)
-    flat = at.reshape(at.shape[0], -1)
-    return einsum("eij,ej->ei", y, flat).reshape(at.shape)
+        at = (_padded(flow)[branches.nodes] - _emf(grid, point)[:, None, :]) * grid.node_volts[branches.nodes]
+        y = jax.lax.complex(branches.y_re, branches.y_im)
+        return einsum("eij,ej->ei", y, at.reshape(at.shape[0], -1)).reshape(at.shape)
+    amps = element_currents(kind in SERIES, False)(_elements(grid, kind), flow.v, point.tap)
+    return amps * _bank_admittance(grid, point)[:, None, None] if kind == "capacitors" else amps
+
+
+def _elements(grid: Grid, kind: str) -> Elements:
+    branches = grid.branches[kind]
+    taps = grid.taps if kind == "transformers" else no_taps(branches, grid.tap_reference.shape[0])
+    return Elements(branches, grid.node_volts, taps)
 
 
 def _emf(grid: Grid, point: OperatingPoint) -> jax.Array:
     """EMF of all sources at their conductors in pu, (sources, conductors)."""
     return jax.lax.complex(grid.emf_re, grid.emf_im) * point.source_pu[:, None]
-
-
-def _series_currents(y: jax.Array, v: jax.Array) -> jax.Array:
-    """`Y v` of two-terminal elements by the difference of their ends.
-
-    A switch of 1e-7 ohm has 1e8 times the admittance of a load: taken separately, the products with both ends'
-    voltages would leave a current from nowhere.
-    """
-    n = v.shape[2]
-    out = []
-    for here, there in ((0, 1), (1, 0)):
-        own = y[:, here * n : here * n + n, here * n : here * n + n]
-        mutual = y[:, here * n : here * n + n, there * n : there * n + n]
-        series = einsum("eij,ej->ei", -mutual, v[:, here] - v[:, there])
-        out.append(series + einsum("eij,ej->ei", own + mutual, v[:, here]))
-    return jnp.stack(out, axis=1)
 
 
 def powers(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> dict[str, jax.Array]:
@@ -240,13 +182,8 @@ def unit_powers(grid: Grid, point: OperatingPoint, flow: PowerFlow, zone: jax.Ar
 
 def current_residual(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> jax.Array:
     """Sum of all currents out of each node, complex per unit of base power over base voltage, (nodes,)."""
-    return _node_sums(grid, point, flow, currents(grid, point, flow))
-
-
-def _node_sums(grid: Grid, point: OperatingPoint, flow: PowerFlow, amps: dict[str, jax.Array]) -> jax.Array:
-    """That of the elements' currents and of what the units draw, (nodes,)."""
     total = jnp.zeros(grid.shape.nodes + 1, flow.v.dtype)
-    for kind, i in amps.items():
+    for kind, i in currents(grid, point, flow).items():
         nodes = grid.branches[kind].nodes
         total = total.at[nodes].add(i * grid.node_volts[nodes] / grid.base_va)
     _, drawn = _unit_currents_pu(grid, point, flow)
@@ -262,12 +199,14 @@ def loading(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> dict[str, jax
 
     1.0 is full load; 0.0 where the feeder gives no rating.
     """
-    amps = currents(grid, point, flow)
     out = {}
     for kind, rating in grid.rating_a.items():
-        if kind not in amps:
+        if kind not in grid.branches:
             continue
-        largest = jnp.max(jnp.abs(amps[kind]), axis=2)
+        if kind == "switches" and flow.v.dtype == jnp.complex64:
+            largest = jnp.max(jnp.abs(currents(grid, point, flow)[kind]), axis=2)
+        else:
+            largest = element_currents(kind in SERIES, True)(_elements(grid, kind), flow.v, point.tap)
         out[kind] = (largest if kind == "transformers" else jnp.max(largest, axis=1)) / rating
     return out
 

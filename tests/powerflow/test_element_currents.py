@@ -1,0 +1,107 @@
+"""Currents into elements: the processor's own kernel, the formula for accelerators, and matrices made at other taps."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from feeders_for_tests import every_element_feeder
+
+import gridjax
+from gridjax import feeders
+from gridjax.native import calls
+
+KINDS = ["ieee13", "ieee34", "ieee123", "ieee8500", "every element"]
+
+
+@functools.cache
+def case(name, dtype=np.float64):
+    """A grid, 19 operating points with taps, steps and loads of their own, and voltages that solve none of them."""
+    feeder = every_element_feeder() if name == "every element" else feeders.load(name)
+    grid = gridjax.compile(feeder, dtype=dtype)
+    random, nominal = np.random.default_rng(1), grid.nominal
+
+    def about(a, low, high):
+        return jnp.asarray(np.asarray(a) * random.uniform(low, high, (19, *a.shape)), dtype)
+
+    points = jax.tree.map(lambda a: jnp.broadcast_to(a, (19, *a.shape)), nominal)
+    points = points.replace(tap=about(nominal.tap, 0.98, 1.02), capacitor=about(nominal.capacitor, 0.0, 1.0))
+    flows = jax.vmap(gridjax.solve, in_axes=(None, 0))(grid, points)
+    noise = jnp.asarray(random.uniform(0.9, 1.1, flows.v.shape), dtype)
+    return grid, points, dataclasses.replace(flows, v=flows.v * noise)
+
+
+def results(grid, points, flows):
+    def one(point, flow):
+        return gridjax.currents(grid, point, flow), gridjax.loading(grid, point, flow)
+
+    return jax.vmap(one)(points, flows)
+
+
+@pytest.mark.filterwarnings("ignore:feeder")
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name", KINDS)
+def test_the_kernel_gives_what_the_formula_gives(name, dtype, monkeypatch):
+    grid, points, flows = case(name, dtype)
+    have = results(grid, points, flows)
+    monkeypatch.setattr(calls, "ffi", None)
+    want = results(grid, points, flows)
+    assert all(np.abs(a).max() > 0 for a in want[0].values())
+    for a, b in zip(jax.tree.leaves(have), jax.tree.leaves(want), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=0, atol=64 * np.finfo(dtype).eps * np.abs(b).max())
+
+
+@pytest.mark.filterwarnings("ignore:feeder")
+@pytest.mark.parametrize("name", ["ieee34", "ieee123", "every element"])
+def test_taps_of_the_point_act_as_those_of_the_tables(name):
+    """The currents at given voltages of a feeder whose tables have the taps that the point asks for here."""
+    feeder = every_element_feeder() if name == "every element" else feeders.load(name)
+    tap = np.random.default_rng(2).uniform(0.9, 1.1, len(feeder.regulators))
+    windings = {t.name: list(t.windings) for t in feeder.transformers}
+    for regulator, a in zip(feeder.regulators, tap, strict=True):
+        own = windings[regulator.transformer]
+        own[regulator.winding - 1] = dataclasses.replace(own[regulator.winding - 1], tap=float(a))
+    moved = tuple(dataclasses.replace(t, windings=tuple(windings[t.name])) for t in feeder.transformers)
+    grid, other = gridjax.compile(feeder), gridjax.compile(dataclasses.replace(feeder, transformers=moved))
+    assert len(tap) and not np.allclose(grid.branches["transformers"].y_im, other.branches["transformers"].y_im)
+    flow = gridjax.solve(grid, grid.nominal)
+    have = gridjax.currents(grid, grid.nominal.replace(tap=jnp.asarray(tap)), flow)["transformers"]
+    want = gridjax.currents(other, other.nominal, flow)["transformers"]
+    # A regulator's low impedance makes millions of amperes of voltages that do not fit its taps.
+    np.testing.assert_allclose(have, want, rtol=0, atol=1e-13 * np.abs(want).max())
+
+
+def test_derivatives_by_load_and_tap():
+    grid, points, flows = case("every element")
+    points = jax.tree.map(lambda a: a[flows.converged], points)
+    assert len(points.tap) > 15
+
+    def peak(change, point):
+        tap, load = jnp.split(change, [point.tap.shape[0]])
+        point = point.replace(tap=point.tap + tap, load_kw=point.load_kw * (1 + load))
+        loads = gridjax.loading(grid, point, gridjax.solve(grid, point, tol=1e-12))
+        return sum(jnp.sum(a**2) for a in loads.values())
+
+    size = grid.nominal.tap.size + grid.nominal.load_kw.size
+    toward = np.random.default_rng(3).normal(size=size)
+    at = jnp.zeros(size)
+    gradient = jax.vmap(jax.grad(peak), in_axes=(None, 0))(at, points)
+    h = 1e-6
+    after, before = (jax.vmap(peak, in_axes=(None, 0))(at + step * h * toward, points) for step in (1, -1))
+    np.testing.assert_allclose(gradient @ toward, (after - before) / (2 * h), rtol=1e-6)
+
+
+def test_an_open_tie_makes_no_zone_larger():
+    """Of the 33 buses with five ties: with the ties open every bus has a zone of its own, with one closed not."""
+    feeder = feeders.baran_wu33()
+    assert not any(s.closed for s in feeder.switches)
+    grid = gridjax.compile(feeder)
+    assert np.asarray(grid.tree.zones)[:, 1].max() == 3
+    closed = (dataclasses.replace(feeder.switches[0], closed=True), *feeder.switches[1:])
+    assert np.asarray(gridjax.compile(dataclasses.replace(feeder, switches=closed)).tree.zones)[:, 1].max() > 3
+    flow = gridjax.solve(grid, grid.nominal, tol=1e-11)
+    tiers = dataclasses.replace(grid, tree=None)
+    np.testing.assert_allclose(flow.v, gridjax.solve(tiers, grid.nominal, tol=1e-11).v, atol=1e-10)

@@ -14,7 +14,7 @@ from gridjax.branches import Branches
 from gridjax.layout import Layout
 from gridjax.namespace import Array, add_at, einsum, namespace
 
-STIFF = 3.0  # times the median admittance at a node
+STIFF = 3.0  # times the median admittance at the nodes that have more than switches
 RIDGE = 1e-5  # of the normal equations of Kirchhoff's law, so that loops of switches have a solution
 
 
@@ -104,6 +104,6 @@ def _trust(branches: dict[str, Branches], ground: int) -> Array:
         if kind != "switches":
             y = xp.hypot(*(xp.diagonal(a, axis1=1, axis2=2) for a in (table.y_re, table.y_im)))
             stiff = add_at(stiff, table.nodes, y.reshape(table.nodes.shape))
-    usual = STIFF * xp.median(stiff[:ground])
+    usual = STIFF * xp.nanmedian(xp.where(stiff[:ground] > 0, stiff[:ground], np.nan))
     weight = 1.0 / xp.sqrt(1.0 + (stiff / usual) ** 2)
     return xp.where(np.arange(ground + 1) < ground, weight, 0.0)

@@ -27,12 +27,13 @@ ALLOWED = {
     "powerflow.injections": {"feeder", "namespace"},
     "layout": {"feeder", "admittance", "generation", "partition", "powerflow.injections"},
     "branches": {"feeder", "admittance", "layout", "namespace"},
+    "junctions": {"branches", "layout", "namespace"},
     "tree": {"layout", "namespace", "partition"},
-    "grid": {"branches", "layout", "powerflow.injections", "tree"},
+    "grid": {"branches", "junctions", "layout", "powerflow.injections", "tree"},
     "native": {"grid", "powerflow", "powerflow.injections"},
-    "powerflow": {"grid", "native", "powerflow", "powerflow.injections", "admittance", "namespace"},
+    "powerflow": {"grid", "native", "powerflow", "powerflow.injections", "branches", "namespace"},
     "assembly": {
-        *("feeder", "admittance", "branches", "grid", "layout", "namespace", "tree", "validate"),
+        *("feeder", "admittance", "branches", "grid", "junctions", "layout", "namespace", "tree", "validate"),
         *("powerflow", "powerflow.injections"),
     },
     "control": {

@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import cast
 
 import jax
@@ -66,9 +67,16 @@ from gridjax.powerflow.injections import IMPEDANCE, Laws
 from gridjax.tree import plant
 from gridjax.validate import check
 
+Around = Callable[[OperatingPoint], OperatingPoint]
+
 
 def compile(  # the public name; shadows the builtin nowhere but here
-    feeder: Feeder, *, dtype: DTypeLike | None = None, zone_ports: int = 24, zone_nodes: int = 512
+    feeder: Feeder,
+    *,
+    dtype: DTypeLike | None = None,
+    around: Around | None = None,
+    zone_ports: int = 24,
+    zone_nodes: int = 512,
 ) -> Grid:
     """Turns a feeder into a grid.
 
@@ -77,7 +85,10 @@ def compile(  # the public name; shadows the builtin nowhere but here
     Args:
       feeder: the tables.
       dtype: float32 or float64; None takes JAX's default (float64 under `jax_enable_x64`).
-      zone_ports: ports a zone should hold; affects speed, not results.
+      around: from the tables' operating point to one amid those that will be solved, such as
+        `lambda point: point.replace(load_kw=0.5 * point.load_kw, load_kvar=0.5 * point.load_kvar)`. Iterations start
+        there and are linearised there: the nearer, the fewer. It affects speed, not results.
+      zone_ports: ports a zone should hold; likewise.
       zone_nodes: nodes a zone should hold; likewise.
 
     Returns:
@@ -88,7 +99,7 @@ def compile(  # the public name; shadows the builtin nowhere but here
     """
     check(feeder)
     dtype = jax.dtypes.canonicalize_dtype(float) if dtype is None else np.dtype(dtype)
-    grid = assemble(*lay_out(feeder, zone_ports, zone_nodes))
+    grid = assemble(*lay_out(feeder, zone_ports, zone_nodes), around)
     return jax.tree.map(functools.partial(_cast, dtype=dtype), grid)
 
 
@@ -117,13 +128,14 @@ def real(a: jax.Array, rows: list[int], columns: list[int]) -> jax.Array:
     return xp.concatenate(blocks, axis=-2)
 
 
-def assemble(layout: Layout, parameters: Parameters) -> Grid:
+def assemble(layout: Layout, parameters: Parameters, around: Around | None = None) -> Grid:
     """The second half of `compile`: from numbers to operators, differentiable and vmappable.
 
     Args:
       layout: from `lay_out`.
       parameters: of that layout, or changed values of the same shapes. Float64 is advised: ungrounded sections
         and switches of micro-ohms make the matrices stiff.
+      around: as of `compile`.
 
     Returns:
       A grid of the parameters' precision: NumPy arrays where all parameters are, else JAX's.
@@ -170,7 +182,7 @@ def assemble(layout: Layout, parameters: Parameters) -> Grid:
         base_va=base,
         shape=s,
     )
-    grid = dataclasses.replace(grid, chord=linearize(grid))
+    grid = dataclasses.replace(grid, chord=linearize(grid, nominal if around is None else around(nominal)))
     if xp is np:
         windings = tapped_windings(layout, parameters, volts, base)
         grid = dataclasses.replace(grid, tree=plant(layout, per_unit, grid.chord, windings, parameters.unit_volts))

@@ -70,6 +70,24 @@ def test_solutions_are_those_of_the_tiers(name, method):
         np.testing.assert_allclose(have, want, atol=1e-9 * np.abs(want).max(), rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:feeder")
+@pytest.mark.parametrize(("tree", "share"), [(True, 0.8), (False, 0.95)])
+def test_iterations_about_another_point_are_fewer_and_lead_to_the_same(tree, share):
+    def half(point):
+        return point.replace(load_kw=0.5 * point.load_kw, load_kvar=0.5 * point.load_kvar, tap=point.tap - 0.0125)
+
+    usual = grid_of("ieee34")
+    moved = gridjax.compile(feeders.ieee34(), dtype=np.float64, around=half)
+    batch = jax.vmap(half)(points(usual, 21, spread=0.1))
+    batch = batch.replace(tap=jnp.broadcast_to(half(usual.nominal).tap, batch.tap.shape))
+    change = {} if tree else TIERS
+    ours, theirs = (many(tol=1e-11)(dataclasses.replace(g, **change), batch) for g in (moved, usual))
+    assert ours.converged.all() and theirs.converged.all()
+    assert ours.iterations.mean() < share * theirs.iterations.mean()
+    np.testing.assert_allclose(ours.v, theirs.v, atol=1e-9, rtol=0)
+    np.testing.assert_array_equal(moved.nominal.load_kw, usual.nominal.load_kw)
+
+
 @pytest.mark.parametrize("options", [{"tol": 1e-4}, {"tol": 1e-4, "method": "newton"}, {"tol": 1e-6, "factor": 8.0}])
 def test_losses_are_those_of_the_elements_however_far_the_iteration_went(options):
     """The power through the root and that of the loads are those of one solution of the linear circuit.

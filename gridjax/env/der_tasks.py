@@ -7,6 +7,7 @@ third of it for what is fed back, 0.05 for a curtailed kWh, 0.50 for a kWh that 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,12 @@ from gridjax.days import at_full_sun, car_key, region, shapes
 from gridjax.env.der_control import START_HOUR, DerControl, DerParams, Tariff
 from gridjax.env.terminals import neighbours, places
 from gridjax.feeder import Feeder
+from gridjax.grid import OperatingPoint
 from gridjax.profiles import Profiles, expand
 
 FAILURE_LOADS = 10.0  # a failed power flow costs as much as so many times the rated load does in the evening
 EVENING, DAYTIME, NIGHT = 0.30, 0.15, 0.10
+POWERS = ("load_kw", "load_kvar", "generation_kw", "generation_kvar")
 HIGHEST_TAP = 1.0125  # published taps suit full load without generation; lightly loaded, they violate the limits
 
 
@@ -68,10 +71,18 @@ def der_control(
     feeder = equip(feeder, fleet=fleet, batteries=batteries, penetration=penetration, seed=seed)
     at = np.sort(np.random.default_rng([seed, 1]).integers(0, loads, cars))
     habits = car_habits(at)
-    grid = compile(feeder)
-    nominal = dataclasses.replace(grid.nominal, tap=jnp.minimum(grid.nominal.tap, HIGHEST_TAP))
+    nominal = compile(feeder).nominal
+    profiles, sessions = _days(feeder, nominal, key, habits, days, steps)
+
+    def amid(point: OperatingPoint) -> OperatingPoint:
+        mean = {name: np.mean(getattr(profiles, name), axis=(0, 1)) for name in POWERS}
+        return dataclasses.replace(point, **mean, tap=np.minimum(point.tap, HIGHEST_TAP))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they have been given
+        grid = compile(feeder, around=amid)
+    nominal = dataclasses.replace(nominal, tap=jnp.minimum(nominal.tap, HIGHEST_TAP))
     grid = dataclasses.replace(grid, nominal=nominal)
-    profiles, sessions = _days(feeder, grid, key, habits, days, steps)
     names = [load.name for load in feeder.loads]
     env = DerControl(
         horizon=steps, failure_penalty=-FAILURE_LOADS * hours * EVENING * sum(abs(load.kw) for load in feeder.loads),
@@ -104,10 +115,12 @@ def equip(
     return add_fleet(feeder, seed, count=fleet, batteries=batteries, penetration=penetration)
 
 
-def _days(feeder: Feeder, grid, key: jax.Array, habits, days: int, steps: int) -> tuple[Profiles, Sessions]:
+def _days(
+    feeder: Feeder, nominal: OperatingPoint, key: jax.Array, habits, days: int, steps: int
+) -> tuple[Profiles, Sessions]:
     """Profiles from noon to noon, (days, steps, ...), and the cars that come on each, (days, cars)."""
     place = region(feeder)
-    sun = at_full_sun(feeder, grid.nominal)
+    sun = at_full_sun(feeder, nominal)
     numbers = jnp.asarray(np.linspace(0, 364, days, endpoint=False).astype(np.int32))
     half = steps // 2
 

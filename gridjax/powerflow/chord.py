@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gridjax.grid import Chord, Grid, Tier
+from gridjax.grid import Chord, Grid, OperatingPoint, Tier
 from gridjax.namespace import Array, matmul, namespace
 from gridjax.powerflow.newton import block_diagonal, slopes, times_slopes
 from gridjax.powerflow.sweep import MIN_STEP, Inputs, fixed_point, linear, mismatch, prepare, slot_currents
@@ -28,12 +28,12 @@ SETTLED = 1e-6  # of the nominal point
 NEAR = 0.1  # the last change, in per unit, of voltages worth starting from
 
 
-def linearize(grid: Grid) -> Chord:
-    """The chord operators at the grid's nominal point; derivatives do not pass, for no result depends on them."""
+def linearize(grid: Grid, point: OperatingPoint) -> Chord:
+    """The chord operators at a point; derivatives do not pass, for no result depends on them."""
     xp = namespace(grid)
     if xp is jnp:
-        grid = jax.lax.stop_gradient(grid)
-    inputs = prepare(grid, jax.tree.map(lambda a: a[None], grid.nominal))
+        grid, point = jax.lax.stop_gradient((grid, point))
+    inputs = prepare(grid, jax.tree.map(lambda a: a[None], point))
     u, fine = _settled(grid, inputs) if xp is np else _traced(grid, inputs)
     with np.errstate(all="ignore"):
         by_re, by_im = (xp.where(fine, a, 0.0)[..., 0] for a in slopes(grid, inputs, u))

@@ -182,7 +182,8 @@ def assemble(layout: Layout, parameters: Parameters, around: Around | None = Non
         base_va=base,
         shape=s,
     )
-    grid = dataclasses.replace(grid, chord=linearize(grid, nominal if around is None else around(nominal)))
+    amid = nominal if around is None else jax.tree.map(lambda a, b: xp.asarray(b, a.dtype), nominal, around(nominal))
+    grid = dataclasses.replace(grid, chord=linearize(grid, amid))
     if xp is np:
         windings = tapped_windings(layout, parameters, volts, base)
         grid = dataclasses.replace(grid, tree=plant(layout, per_unit, grid.chord, windings, parameters.unit_volts))

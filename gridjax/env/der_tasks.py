@@ -75,7 +75,7 @@ def der_control(
     profiles, sessions = _days(feeder, nominal, key, habits, days, steps)
 
     def amid(point: OperatingPoint) -> OperatingPoint:
-        mean = {name: np.mean(getattr(profiles, name), axis=(0, 1)) for name in POWERS}
+        mean = {name: np.mean(np.asarray(getattr(profiles, name)), axis=(0, 1)) for name in POWERS}
         return dataclasses.replace(point, **mean, tap=np.minimum(point.tap, HIGHEST_TAP))
 
     with warnings.catch_warnings():

@@ -277,7 +277,7 @@ def _make(
         batteries=fleet.names, nodes=tuple(feeder.node_names[k] for k in nodes),
         tap_counts=tuple(counts), battery_count=33,
     )  # fmt: skip
-    level = np.mean(multiplier, axis=(0, 1))
+    level = np.mean(np.asarray(multiplier), axis=(0, 1))
 
     def amid(point: OperatingPoint) -> OperatingPoint:
         return dataclasses.replace(point, load_kw=point.load_kw * level, load_kvar=point.load_kvar * level)

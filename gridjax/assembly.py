@@ -99,7 +99,10 @@ def compile(  # the public name; shadows the builtin nowhere but here
     """
     check(feeder)
     dtype = jax.dtypes.canonicalize_dtype(float) if dtype is None else np.dtype(dtype)
-    grid = assemble(*lay_out(feeder, zone_ports, zone_nodes), around)
+    layout, parameters = lay_out(feeder, zone_ports, zone_nodes)
+    grid = assemble(layout, parameters, around)
+    if dtype == np.float32:
+        grid = _with_junctions(layout, grid)
     return jax.tree.map(functools.partial(_cast, dtype=dtype), grid)
 
 
@@ -167,7 +170,7 @@ def assemble(layout: Layout, parameters: Parameters, around: Around | None = Non
         tap_reference=parameters.tap,
         branches=branches,
         taps=transformer_taps(layout, parameters, nodes),
-        junctions=junctions(layout, branches, nodes, units.volts, base),
+        junctions=None,
         step_re=steps.real,
         step_im=steps.imag,
         step_bank=xp.asarray(layout.step_bank),
@@ -187,7 +190,13 @@ def assemble(layout: Layout, parameters: Parameters, around: Around | None = Non
     if xp is np:
         windings = tapped_windings(layout, parameters, volts, base)
         grid = dataclasses.replace(grid, tree=plant(layout, per_unit, grid.chord, windings, parameters.unit_volts))
+    if parameters.unit_volts.dtype == np.float32:
+        grid = _with_junctions(layout, grid)
     return jax.tree.map(xp.asarray, grid)
+
+
+def _with_junctions(layout: Layout, grid: Grid) -> Grid:
+    return dataclasses.replace(grid, junctions=junctions(layout, grid.branches, grid.units.volts, grid.base_va))
 
 
 def _real_vector(a: Array) -> Array:

@@ -109,7 +109,7 @@ class Grid:
     tap_reference: jax.Array
     branches: dict[str, Branches]
     taps: Taps  # of transformers
-    junctions: Junctions
+    junctions: Junctions | None  # in float32
     step_re: jax.Array
     step_im: jax.Array
     step_bank: jax.Array

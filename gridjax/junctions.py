@@ -10,7 +10,7 @@ import flax.struct
 import jax
 import numpy as np
 
-from gridjax.branches import Branches
+from gridjax.branches import Branches, branch_nodes
 from gridjax.layout import Layout
 from gridjax.namespace import Array, add_at, einsum, namespace
 
@@ -38,10 +38,9 @@ class Junctions:
     correction: jax.Array
 
 
-def junctions(
-    layout: Layout, branches: dict[str, Branches], nodes: dict[str, np.ndarray], units_volts: Array, base: Array
-) -> Junctions:
+def junctions(layout: Layout, branches: dict[str, Branches], units_volts: Array, base: Array) -> Junctions:
     """Those of a feeder; `units_volts` are (zones, slots)."""
+    nodes = branch_nodes(layout)
     xp = namespace(branches, base)
     ground = layout.shape.nodes
     ends = nodes["switches"].swapaxes(0, 1) if "switches" in nodes else np.zeros((2, 0, 1), int)

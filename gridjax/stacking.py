@@ -282,9 +282,11 @@ def _taps(grid: Grid, shape: Shape, size: Dims) -> Taps:
     )
 
 
-def _meeting(grids: list[Grid], kinds: list[str]) -> Junctions:
-    """Arrays of the shapes that all grids' junctions have in common."""
-    every = [grid.junctions for grid in grids]
+def _meeting(grids: list[Grid], kinds: list[str]) -> Junctions | None:
+    """Arrays of the shapes that all grids' junctions have in common; None where a grid has none."""
+    every = [grid.junctions for grid in grids if grid.junctions is not None]
+    if len(every) < len(grids):
+        return None
 
     def common(arrays: list[Array]) -> Array:
         return np.zeros([n for (n,) in _largest(arrays)], arrays[0].dtype)
@@ -296,8 +298,10 @@ def _meeting(grids: list[Grid], kinds: list[str]) -> Junctions:
     )
 
 
-def _junctions(grid: Grid, common: Junctions) -> Junctions:
+def _junctions(grid: Grid, common: Junctions | None) -> Junctions | None:
     """A grid's, where what is missing counts for nothing."""
+    if common is None or grid.junctions is None:
+        return None
 
     def wide(a: Array, like: Array) -> Array:
         return _pad(a, [(n,) for n in a.shape], [(n,) for n in like.shape])

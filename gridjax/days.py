@@ -35,6 +35,8 @@ from gridjax.profiles import CONSTANT, Kinds, Profiles, Shapes, expand
 from gridjax.variation import Factors, factors
 from gridjax.weather import Sky, Wind, hours_of_day, irradiance, sky, turbine_power, wind, wind_speed
 
+AVERAGE_LOAD, AVERAGE_SUN = 0.46, 0.2  # of what is rated, on average of the year
+GENERATION = ("generation_kw", "generation_kvar")
 KW_PER_CUSTOMER = 2.0  # of a load's nominal power: how many customers it stands for
 DEMAND = dict(common=0.2, near=0.3, reach_km=0.5, tau_h=(3.0, 1.5, 0.75))
 CLOUDS = dict(common=0.2, near=0.8, reach_km=1.8, tau_h=(0.5, 0.1, 0.1))
@@ -201,6 +203,17 @@ def region(
             actual=(False,) * (len(load_at) + len(sun_at) + len(wind_at)),
         ),
     )
+
+
+def average_load(point: OperatingPoint, *, sun: float = 1.0) -> OperatingPoint:
+    """The point with its loads as they are on average of drawn days, for `compile(feeder, around=average_load)`.
+
+    Args:
+      point: at rated load.
+      sun: the same of generation, `AVERAGE_SUN` where all of it is photovoltaic.
+    """
+    scale = dict.fromkeys(("load_kw", "load_kvar"), AVERAGE_LOAD) | dict.fromkeys(GENERATION, sun)
+    return dataclasses.replace(point, **{name: getattr(point, name) * factor for name, factor in scale.items()})
 
 
 def at_full_sun(feeder: Feeder, point: OperatingPoint) -> OperatingPoint:

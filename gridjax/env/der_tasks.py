@@ -7,7 +7,6 @@ third of it for what is fed back, 0.05 for a curtailed kWh, 0.50 for a kWh that 
 from __future__ import annotations
 
 import dataclasses
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +18,16 @@ from gridjax.control.fleet import add_fleet
 from gridjax.control.storage import storages
 from gridjax.customers import cars as car_habits
 from gridjax.customers import stays
-from gridjax.days import at_full_sun, car_key, region, shapes
+from gridjax.days import AVERAGE_SUN, at_full_sun, average_load, car_key, region, shapes
 from gridjax.env.der_control import START_HOUR, DerControl, DerParams, Tariff
 from gridjax.env.terminals import neighbours, places
 from gridjax.feeder import Feeder
 from gridjax.grid import OperatingPoint
+from gridjax.namespace import namespace
 from gridjax.profiles import Profiles, expand
 
 FAILURE_LOADS = 10.0  # a failed power flow costs as much as so many times the rated load does in the evening
 EVENING, DAYTIME, NIGHT = 0.30, 0.15, 0.10
-POWERS = ("load_kw", "load_kvar", "generation_kw", "generation_kvar")
 HIGHEST_TAP = 1.0125  # published taps suit full load without generation; lightly loaded, they violate the limits
 
 
@@ -71,18 +70,9 @@ def der_control(
     feeder = equip(feeder, fleet=fleet, batteries=batteries, penetration=penetration, seed=seed)
     at = np.sort(np.random.default_rng([seed, 1]).integers(0, loads, cars))
     habits = car_habits(at)
-    nominal = compile(feeder).nominal
-    profiles, sessions = _days(feeder, nominal, key, habits, days, steps)
-
-    def amid(point: OperatingPoint) -> OperatingPoint:
-        mean = {name: np.mean(np.asarray(getattr(profiles, name)), axis=(0, 1)) for name in POWERS}
-        return dataclasses.replace(point, **mean, tap=np.minimum(point.tap, HIGHEST_TAP))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they have been given
-        grid = compile(feeder, around=amid)
-    nominal = dataclasses.replace(nominal, tap=jnp.minimum(nominal.tap, HIGHEST_TAP))
-    grid = dataclasses.replace(grid, nominal=nominal)
+    grid = compile(feeder, around=lambda point: average_load(_lowered(point), sun=AVERAGE_SUN))
+    grid = dataclasses.replace(grid, nominal=_lowered(grid.nominal))
+    profiles, sessions = _days(feeder, grid.nominal, key, habits, days, steps)
     names = [load.name for load in feeder.loads]
     env = DerControl(
         horizon=steps, failure_penalty=-FAILURE_LOADS * hours * EVENING * sum(abs(load.kw) for load in feeder.loads),
@@ -113,6 +103,10 @@ def equip(
     if not (fleet or batteries):
         return feeder
     return add_fleet(feeder, seed, count=fleet, batteries=batteries, penetration=penetration)
+
+
+def _lowered(point: OperatingPoint) -> OperatingPoint:
+    return dataclasses.replace(point, tap=namespace(point).minimum(point.tap, HIGHEST_TAP))
 
 
 def _days(

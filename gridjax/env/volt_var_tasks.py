@@ -15,10 +15,10 @@ import numpy as np
 
 from gridjax.assembly import compile
 from gridjax.control.storage import Storages, storages
+from gridjax.days import average_load
 from gridjax.env.terminals import neighbours, places
 from gridjax.env.volt_var import ACTIONS, VoltVar, VoltVarParams, Weights
 from gridjax.feeder import Feeder, Generator, Load, Storage, split_terminal
-from gridjax.grid import OperatingPoint
 
 WORST_PU = 0.2  # a failed power flow counts as if every node were so far beyond its limit, and every device moved
 VMAX = 1.1  # of generators
@@ -277,12 +277,7 @@ def _make(
         batteries=fleet.names, nodes=tuple(feeder.node_names[k] for k in nodes),
         tap_counts=tuple(counts), battery_count=33,
     )  # fmt: skip
-    level = np.mean(np.asarray(multiplier), axis=(0, 1))
-
-    def amid(point: OperatingPoint) -> OperatingPoint:
-        return dataclasses.replace(point, load_kw=point.load_kw * level, load_kvar=point.load_kvar * level)
-
-    grid, rows = compile(_at_neutral(feeder), around=amid), fleet.first + np.arange(len(fleet.names))
+    grid, rows = compile(_at_neutral(feeder), around=average_load), fleet.first + np.arange(len(fleet.names))
     owner = np.asarray(grid.units.device)[..., None] == len(feeder.loads) + rows
     unit = np.stack(np.nonzero(owner & (np.asarray(grid.units.share) != 0)[..., None]))
     producers = (*feeder.generators, *feeder.pv_systems, *feeder.storages)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import gridjax
+from gridjax.days import AVERAGE_LOAD, AVERAGE_SUN
 from gridjax.env.der_control import FEATURES
 from gridjax.env.der_tasks import der_control
 
@@ -27,6 +28,18 @@ def day(made):
         out.append((state, new, outcome))
         state = new
     return out
+
+
+def test_the_average_load_and_sun_are_those_of_the_days():
+    """What iterations are linearised about. Numbers of their own for each key would make grids that differ."""
+    feeder = gridjax.feeders.ieee13()
+    _, params = der_control(feeder, jax.random.key(0), days=50, hours=2.0, fleet=5, batteries=2, cars=4)
+    asked, nominal = params.days, params.grid.nominal
+    for name, share in (("load_kw", AVERAGE_LOAD), ("load_kvar", AVERAGE_LOAD), ("generation_kw", AVERAGE_SUN)):
+        mean = np.asarray(getattr(asked, name)).mean(axis=(0, 1)).sum()
+        assert mean / np.asarray(getattr(nominal, name)).sum() == pytest.approx(share, rel=0.1), name
+    other = der_control(feeder, jax.random.key(1), days=50, hours=2.0, fleet=5, batteries=2, cars=4)[1]
+    jax.tree.map(np.testing.assert_array_equal, params.grid, other.grid)
 
 
 def test_money_is_counted_by_hand(made, day):

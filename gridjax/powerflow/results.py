@@ -61,7 +61,11 @@ def currents(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> dict[str, ja
 def _missing(grid: Grid, point: OperatingPoint, flow: PowerFlow, amps: dict[str, jax.Array]) -> jax.Array:
     """What the switches' currents lack for the currents at their ends to sum to zero, (switches, 2, conductors)."""
     meeting = grid.junctions
-    assert meeting is not None
+    if meeting is None:
+        raise ValueError(
+            "the grid was made in float64 and cast: in float32 the currents through switches need tables that "
+            "compile(feeder, dtype=jnp.float32), or assemble with parameters in float32, makes"
+        )
     _, drawn = _unit_currents_pu(grid, point, flow, (meeting.unit[..., 0], meeting.unit[..., 1]))
     total = jnp.sum(drawn * meeting.amps, axis=-1)
     for kind, index in meeting.element.items():

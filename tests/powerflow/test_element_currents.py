@@ -94,6 +94,14 @@ def test_derivatives_by_load_and_tap():
     np.testing.assert_allclose(gradient @ toward, (after - before) / (2 * h), rtol=1e-6)
 
 
+def test_a_grid_cast_to_float32_is_told_how_to_be_made():
+    grid = gridjax.compile(feeders.ieee13(), dtype=np.float64)
+    cast = jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a, grid)
+    flow = gridjax.solve(cast, cast.nominal)
+    with pytest.raises(ValueError, match="was made in float64 and cast"):
+        gridjax.currents(cast, cast.nominal, flow)
+
+
 def test_an_open_tie_makes_no_zone_larger():
     """Of the 33 buses with five ties: with the ties open every bus has a zone of its own, with one closed not."""
     feeder = feeders.baran_wu33()

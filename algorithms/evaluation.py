@@ -23,7 +23,8 @@ import numpy as np
 
 from algorithms.learning import Agent
 from algorithms.spaces import Space
-from gridjax.env.environment import Environment, Policy, pick
+from gridjax.env.environment import Environment, Policy
+from gridjax.env.lanes import pick
 from gridjax.env.tasks import make
 from gridjax.env.volt_var import VoltVar
 

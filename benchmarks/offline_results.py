@@ -40,6 +40,7 @@ from gridjax.env.broadcast import broadcast
 from gridjax.env.collection import collect
 from gridjax.env.datasets import Dataset, costs, returns
 from gridjax.env.holding import holding
+from gridjax.env.shield import shield
 from gridjax.env.summary import summary
 from gridjax.env.tasks import feeder_of, make
 
@@ -90,6 +91,7 @@ class Case:
       options: of the environment.
       broadcast: whether one signal serves all devices of a kind.
       summary: whether agents see quantiles and means (`gridjax.env.summary`) instead of the whole feeder.
+      shield: whether a safety shield corrects every device (`gridjax.env.shield`), in the log and on held-out days.
     """
 
     name: str
@@ -103,9 +105,16 @@ class Case:
     options: tuple[tuple[str, Any], ...] = ()
     broadcast: bool = False
     summary: bool = False
+    shield: bool = False
+
+    @property
+    def title(self) -> str:
+        """Its name, and what it is played with."""
+        return self.name + (", with a shield" if self.shield else "")
 
     def acting(self, env: Any) -> Any:
         """The environment as agents see it and act in it."""
+        env = shield(env) if self.shield else env
         env = broadcast(env) if self.broadcast else env
         return summary(env) if self.summary else env
 
@@ -145,6 +154,12 @@ CASES = (
         ),
         defaults=((0.0, 1.0, 0.0, 1.0), (-0.2, 0.6, 0.0, 0.5), (-0.2, 0.8, 0.0, 0.0)), scale=1 / 5000, broadcast=True,
         summary=True,
+    ),
+    Case(
+        "DerControl-ieee123-v0", 5000, 0.3, 0.3, 0.9,
+        (Learner("rebrac", 6000, WIDE | {"actor_penalty": 0.2}, rows=512),),
+        defaults=((0.0, 1.0, 0.0, 1.0), (0.0, 1.0, 0.0, 0.0), (-0.2, 0.9, 0.0, 0.5)), scale=1 / 5000, broadcast=True,
+        summary=True, shield=True,
     ),
 )  # fmt: skip
 
@@ -232,6 +247,12 @@ def run(case: Case, days: int, seeds: int, share: float) -> dict[str, Any]:
         row("classical", evaluate_policy(env, params, controls(case, env, params), keys), price, of_best, sunny),
         row("best constant action", best, price, None, sunny),
     ]
+    if case.shield:
+        guarded, classical = shield(env), controls(case, env, params)
+        plain = {"no control": policies.nothing(env, params), "classical": classical, "best constant action": constant}
+        for name, policy in plain.items():
+            figures = evaluate_policy(guarded, params, policy, keys)
+            rows.append(row(f"{name}, shielded", figures, price, of_best, sunny))
     for k, name in enumerate(data.header["behaviours"]):
         mine = gained[data.behaviour == k]
         rows.append({"policy": f"behaviour: {name}", "score": list(student(mine)), "days": len(mine)})
@@ -255,9 +276,9 @@ def run(case: Case, days: int, seeds: int, share: float) -> dict[str, Any]:
         made |= {"updates": updates, "seconds": spent, "closed": closed(recorded, float(near)), "settings": str(config)}
         made["batch_size"] = learner.rows
         rows.append(made)
-        print(case.name, learner.label, made["score"], "gain", made["gain"], f"{spent:.0f} s", flush=True)
+        print(case.title, learner.label, made["score"], "gain", made["gain"], f"{spent:.0f} s", flush=True)
     return {
-        "name": case.name, "rows": rows, "episodes": data.episodes, "fingerprint": data.fingerprint,
+        "name": case.title, "rows": rows, "episodes": data.episodes, "fingerprint": data.fingerprint,
         "costs": list(env.cost_names), "price": price.tolist(), "case": str(case), "seconds": time.time() - begun,
         "made_on": made_on(),
     }  # fmt: skip
@@ -338,18 +359,18 @@ def main() -> None:
     """Runs the cases asked for, and keeps the others' figures that are there."""
     jax.config.update("jax_enable_x64", True)
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--env", nargs="*", default=[case.name for case in CASES])
+    parser.add_argument("--env", nargs="*", default=[case.title for case in CASES], help="cases, by their headings")
     parser.add_argument("--days", type=int, default=365, help="of each of the ten held-out seeds")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--share", type=float, default=1.0, help="of the updates, to try it out")
     parser.add_argument("--out", default="docs")
     options = parser.parse_args()
     path = Path(options.out) / "offline_results.json"
-    for case in (case for case in CASES if case.name in options.env):
+    for case in (case for case in CASES if case.title in options.env):
         fresh = run(case, options.days, options.seeds, options.share)
         before = json.loads(path.read_text())["cases"] if path.exists() else []
-        before = [c for c in before if c["name"] != case.name] + [fresh]
-        order = [c.name for c in CASES]
+        before = [c for c in before if c["name"] != case.title] + [fresh]
+        order = [c.title for c in CASES]
         before.sort(key=lambda c: order.index(c["name"]))
         record = {
             "command": "python -m benchmarks.offline_results",

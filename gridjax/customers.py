@@ -260,6 +260,12 @@ def stays(key: jax.Array, cars: Cars, day: jax.Array | int) -> Sessions:
     )
 
 
+@jax.jit
+def stays_each(key: jax.Array, cars: Cars, day: jax.Array) -> Sessions:
+    """As `stays`, for several days (days,), a leading axis of the result."""
+    return jax.vmap(stays, in_axes=(None, None, 0))(key, cars, day)
+
+
 def moved(sessions: Sessions, hours: jax.Array | float) -> Sessions:
     """The same stays on a clock that starts `hours` earlier."""
     arrival, departure = sessions.arrival_hour + hours, sessions.departure_hour + hours

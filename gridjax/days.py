@@ -20,6 +20,7 @@ the feeder but for 10 %, and lasts 12 h.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import flax.struct
 import jax
@@ -84,6 +85,12 @@ def shapes(key: jax.Array, region: Region, first: jax.Array | int, steps: int, c
     days = jax.lax.map(lambda n: _columns(key, region, n, steps), first + jnp.arange(count, dtype=jnp.int32))
     p, q, hour = jax.tree.map(lambda a: a.reshape(count * steps, *a.shape[2:]), days)
     return Shapes(p, q, hour, kinds=region.kinds)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "count"))
+def apart(key: jax.Array, region: Region, first: jax.Array, steps: int, count: int = 1) -> Shapes:
+    """As `shapes`, for several first days (days,), a leading axis of the result; compiled once for a kind of region."""
+    return jax.lax.map(lambda number: shapes(key, region, number, steps, count), first)
 
 
 def _columns(key: jax.Array, region: Region, number: jax.Array, steps: int):

@@ -157,6 +157,12 @@ def expand(point: OperatingPoint, shapes: Shapes) -> Profiles:
     )
 
 
+@jax.jit
+def expand_each(point: OperatingPoint, shapes: Shapes) -> Profiles:
+    """As `expand`, of shapes with a leading axis, which the result has too."""
+    return jax.vmap(expand, in_axes=(None, 0))(point, shapes)
+
+
 def constant(point: OperatingPoint, hour: jax.Array) -> Profiles:
     """Profiles that stay at the point's powers, for the hours given, (steps,)."""
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gridjax.drawing import RANGE_A, RANGE_B, phase_nodes
+from gridjax.extremes import largest, smallest
 from gridjax.feeder import Feeder
 from gridjax.grid import Grid, OperatingPoint
 from gridjax.powerflow.solve import solve
@@ -89,9 +90,9 @@ def _solve_chunk(
             converged=flow.converged & jnp.all(jnp.isfinite(v)),
             iterations=flow.iterations,
             residual=flow.residual,
-            min_pu=jnp.min(low),
+            min_pu=smallest(low),
             min_node=jnp.argmin(low),
-            max_pu=jnp.max(high),
+            max_pu=largest(high),
             max_node=jnp.argmax(high),
             outside_a=beyond[0],
             outside_b=beyond[1],

@@ -29,6 +29,7 @@ from gridjax.control.regulation import regulate
 from gridjax.control.settings import Inverters
 from gridjax.control.storage import Storages, StorageState
 from gridjax.control.switching import Switching, SwitchingState
+from gridjax.extremes import largest, smallest
 from gridjax.grid import Grid, OperatingPoint
 from gridjax.powerflow import results
 from gridjax.powerflow.solve import PowerFlow, solve
@@ -160,8 +161,8 @@ def summary(grid: Grid, point: OperatingPoint, flow: PowerFlow, state: ControlSt
         losses_kva=results.losses(grid, point, flow),
         load_kw=jnp.sum(point.load_kw),
         generation_kw=jnp.sum(point.generation_kw),
-        v_low=jnp.min(v),
-        v_high=jnp.max(v),
+        v_low=smallest(v),
+        v_high=largest(v),
         nodes_low=jnp.sum(v < 0.95),
         nodes_high=jnp.sum(v > 1.05),
         tap=point.tap,

@@ -53,7 +53,7 @@ class Broadcast(Wrapped):
 
     def nothing(self) -> jax.Array:
         """The signals that control nothing."""
-        action = jnp.asarray(self.env.nothing())  # type: ignore[attr-defined]
+        action = jnp.asarray(self.inner.nothing())  # type: ignore[attr-defined]
         return action[np.array([self.tie.index(k) for k in range(self.action_size)])]
 
 
@@ -64,8 +64,8 @@ def broadcast(env: Environment) -> Broadcast:
       ValueError: an environment whose devices have no kinds with a common meaning.
     """
     tie = kinds(env)
-    if type(env).__name__ != "DerControl":
-        raise ValueError(f"{type(env).__name__} has no kinds of devices that one signal serves: take DerControl")
+    if type(env.base).__name__ != "DerControl":
+        raise ValueError(f"{type(env.base).__name__} has no kinds of devices that one signal serves: take DerControl")
     heads = [env.action_names[tie.index(k)].split()[0] for k in range(max(tie) + 1)]
     names = tuple(f"all: {head} ({tie.count(k)})" for k, head in enumerate(heads))
     return Broadcast(env.horizon, env.failure_penalty, env, tie, names)

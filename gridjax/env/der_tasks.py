@@ -17,14 +17,14 @@ from gridjax.control.charging import Sessions
 from gridjax.control.fleet import add_fleet
 from gridjax.control.storage import storages
 from gridjax.customers import cars as car_habits
-from gridjax.customers import stays
-from gridjax.days import AVERAGE_SUN, at_full_sun, average_load, car_key, region, shapes
+from gridjax.customers import stays_each
+from gridjax.days import AVERAGE_SUN, apart, at_full_sun, average_load, car_key, region
 from gridjax.env.der_control import START_HOUR, DerControl, DerParams, Tariff
 from gridjax.env.terminals import neighbours, places
 from gridjax.feeder import Feeder
 from gridjax.grid import OperatingPoint
 from gridjax.namespace import namespace
-from gridjax.profiles import Profiles, expand
+from gridjax.profiles import Profiles, expand_each
 
 FAILURE_LOADS = 10.0  # a failed power flow costs as much as so many times the rated load does in the evening
 EVENING, DAYTIME, NIGHT = 0.30, 0.15, 0.10
@@ -118,19 +118,16 @@ def _days(
     numbers = jnp.asarray(np.linspace(0, 364, days, endpoint=False).astype(np.int32))
     half = steps // 2
 
-    @jax.jit
-    def draw(number):
-        both = shapes(key, place, number, steps, 2)
-        return expand(sun, jax.tree.map(lambda a: a[half : half + steps], both))
-
-    arrivals = jax.vmap(lambda n: stays(car_key(key), habits, n))(numbers)
+    both = apart(key, place, numbers, steps, 2)
+    drawn = expand_each(sun, jax.tree.map(lambda a: a[:, half : half + steps], both))
+    arrivals = stays_each(car_key(key), habits, numbers)
     # A car that would have come before noon comes at noon.
     arrivals = dataclasses.replace(arrivals, arrival_hour=jnp.maximum(arrivals.arrival_hour, START_HOUR))
     until = jnp.minimum(arrivals.departure_hour, START_HOUR + 24.0)
     arrivals = dataclasses.replace(arrivals, departure_hour=jnp.maximum(until, arrivals.arrival_hour))
     empty = arrivals.departure_hour <= arrivals.arrival_hour
     arrivals = dataclasses.replace(arrivals, wanted_kwh=jnp.where(empty, 0.0, arrivals.wanted_kwh))
-    return jax.lax.map(draw, numbers), arrivals
+    return drawn, arrivals
 
 
 def _tariff(days: int, steps: int) -> Tariff:

@@ -29,6 +29,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from gridjax.env.lanes import pick, where_any
+
 UNSOLVED = "power flow not solved"
 Move = tuple[Any, jax.Array, jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]
 Step = tuple[jax.Array, Any, jax.Array, jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]
@@ -115,6 +117,11 @@ class Environment(abc.ABC):
         return self
 
     @property
+    def inner(self) -> Environment:
+        """The environment under all that is wrapped around it."""
+        return self
+
+    @property
     def observation_size(self) -> int:
         """Entries of an observation."""
         return len(self.observation_names)
@@ -167,45 +174,6 @@ class Environment(abc.ABC):
         return new, reward, cost, terminated, truncated, info
 
 
-def pick(condition: jax.Array, yes: Any, no: Any) -> Any:
-    """Leaf by leaf `yes` where the condition holds; its axes are the leaves' leading ones."""
-
-    def one(a, b):
-        return jnp.where(condition.reshape(condition.shape + (1,) * (jnp.ndim(a) - condition.ndim)), a, b)
-
-    return jax.tree.map(one, yes, no)
-
-
-def where_any(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(*args)` where a condition holds, computed only if it holds anywhere in the whole batch.
-
-    Under `vmap` a plain `lax.cond` computes both sides always.
-
-    Returns:
-      A function `(condition, other, *args)`: `function(*args)` where the condition holds, `other` elsewhere.
-    """
-
-    @jax.custom_batching.custom_vmap
-    def chosen(condition, other, *args):
-        return jax.lax.cond(jnp.any(condition), lambda: pick(condition, function(*args), other), lambda: other)
-
-    @chosen.def_vmap
-    def rule(size, batched, condition, other, *args):
-        axes = jax.tree.map(lambda over: 0 if over else None, tuple(batched[2:]))
-
-        def spread(tree, over):
-            def one(a, b):
-                return a if b else jnp.broadcast_to(a[None], (size, *a.shape))
-
-            return jax.tree.map(one, tree, over)
-
-        many = jax.vmap(function, in_axes=axes, axis_size=size)
-        out = where_any(many)(spread(condition, batched[0]), spread(other, batched[1]), *args)
-        return out, jax.tree.map(lambda _: True, out)
-
-    return chosen
-
-
 @flax.struct.dataclass
 class Transitions:
     """Steps of a rollout; leading axes (steps,) or, of a batch, (steps, batch).
@@ -236,6 +204,11 @@ class Wrapped(Environment):
     """
 
     env: Environment
+
+    @property
+    def inner(self) -> Environment:
+        """That of the environment."""
+        return self.env.inner
 
     @property
     def constraints(self) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ from gridjax.control.frequency import (
     timer,
 )
 from gridjax.control.storage import Power, Storages, StorageState, operate, reach
-from gridjax.env.environment import pick
+from gridjax.env.lanes import pick
 from gridjax.grid import Grid, OperatingPoint
 from gridjax.powerflow import results
 from gridjax.powerflow.solve import PowerFlow, solve

@@ -34,8 +34,10 @@ import jax.numpy as jnp
 from gridjax.control.frequency import inertia
 from gridjax.control.storage import Power, initial, operate
 from gridjax.env.disturbances import Disturbances, strike
-from gridjax.env.environment import Environment, Outcome, pick
+from gridjax.env.environment import Environment, Outcome
 from gridjax.env.island import Island, Request, Settled, Stores, Trace, demand, network, ride, settle
+from gridjax.env.lanes import pick
+from gridjax.extremes import largest, smallest
 from gridjax.grid import Grid
 from gridjax.namespace import matmul
 from gridjax.powerflow import results
@@ -263,7 +265,7 @@ class Microgrid(Environment):
         dark = jnp.where(over, 0.0, 1.0).astype(rest.dtype)
         seen = after.kw, after.fallen, after.flow, after.slack
         new = self._seen(dataclasses.replace(state, stores=stores), struck, seen, params)
-        swing = params.nominal_hz * jnp.stack([jnp.min(trace.lowest), jnp.max(trace.highest)])
+        swing = params.nominal_hz * jnp.stack([smallest(trace.lowest), largest(trace.highest)])
         out = jnp.maximum(jnp.where(gone, params.disturbances.repair_h, state.out_h) - params.hours, 0.0)
         new = dataclasses.replace(
             new, t=state.t + 1, out_h=out, swing_hz=swing, v=dark * new.v, power=dark * new.power,
@@ -279,7 +281,7 @@ class Microgrid(Environment):
             "relay_blocks": jnp.sum(after.fallen).astype(rest.dtype),
         }  # fmt: skip
         cost = jnp.where(over, 0.0, self._violations(after, params))
-        beyond = jnp.maximum(jnp.max(jnp.abs(swing)) - params.band_hz, 0.0)
+        beyond = jnp.maximum(largest(jnp.abs(swing)) - params.band_hz, 0.0)
         cost = jnp.concatenate([beyond[None], cost, 1 - dark[None]])
         return new, Outcome(reward, cost, solved, over, late, info)
 

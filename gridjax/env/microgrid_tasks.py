@@ -41,14 +41,14 @@ from gridjax.control.fleet import add_fleet
 from gridjax.control.frequency import Machines, Relay, followers
 from gridjax.control.standard import CONTINUOUS_HZ, NOMINAL_HZ, TRIP
 from gridjax.control.storage import Storages, storages
-from gridjax.days import at_full_sun, distances_km, region, shapes
+from gridjax.days import apart, at_full_sun, distances_km, region
 from gridjax.env.der_tasks import HIGHEST_TAP
 from gridjax.env.disturbances import Disturbances
 from gridjax.env.island import Island, Limits
 from gridjax.env.microgrid import Dispatch, Microgrid, MicrogridParams, Prices
 from gridjax.env.terminals import neighbours, places
 from gridjax.feeder import Feeder, Generator, Load, Source, Storage, split_terminal
-from gridjax.profiles import Profiles, expand
+from gridjax.profiles import Profiles, expand_each
 
 BLOCKS = (("deferrable", 0.15, 2.0), ("ordinary", 0.20, 4.0), ("important", 0.25, 8.0), ("critical", 0.40, 16.0))
 STAGES_HZ = (58.7, 58.5, 58.3, -math.inf)
@@ -299,5 +299,4 @@ def _days(feeder: Feeder, grid, key: jax.Array, days: int, steps: int) -> Profil
     """Profiles from midnight to midnight, (days, steps, ...)."""
     place, sun = region(feeder), at_full_sun(feeder, grid.nominal)
     numbers = jnp.asarray(np.linspace(0, 365, days, endpoint=False).astype(np.int32))
-    draw = jax.jit(lambda number: expand(sun, shapes(key, place, number, steps)))
-    return jax.lax.map(draw, numbers)
+    return expand_each(sun, apart(key, place, numbers, steps))

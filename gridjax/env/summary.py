@@ -75,7 +75,7 @@ def summary(env: Environment) -> Summary:
     Raises:
       ValueError: an environment whose observations tell no voltages.
     """
-    inner = getattr(env, "env", env)  # under a broadcast
+    inner = env.inner
     kinds = (
         {"inverters": inner.inverters, "batteries": inner.batteries, "cars": inner.cars}
         if isinstance(inner, DerControl)

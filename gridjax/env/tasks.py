@@ -6,7 +6,6 @@ A name is `TASK-FEEDER-v0`: "VoltVar-ieee123-v0". The days are drawn once from a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gridjax import feeders
-from gridjax.days import region, shapes
+from gridjax.days import apart, region
 from gridjax.env.der_tasks import der_control, equip
 from gridjax.env.environment import Environment
 from gridjax.env.microgrid_tasks import island_feeder, microgrid
 from gridjax.env.restoration_tasks import restoration, switched
+from gridjax.env.shield import shield as shielded
 from gridjax.env.summary import summary as summed_up
 from gridjax.env.volt_var_tasks import powergym, volt_var
 from gridjax.feeder import Feeder
@@ -44,7 +44,14 @@ def names() -> tuple[str, ...]:
 
 
 def make(
-    name: str, *, seed: int = 0, days: int = 100, hours: float | None = None, summary: bool = False, **options: Any
+    name: str,
+    *,
+    seed: int = 0,
+    days: int = 100,
+    hours: float | None = None,
+    summary: bool = False,
+    shield: bool = False,
+    **options: Any,
 ) -> tuple[Environment, Any]:
     """An environment and its parameters.
 
@@ -54,6 +61,7 @@ def make(
       days: how many different days episodes are drawn from.
       hours: length of a step, a whole number of which make a day; None is one, for "Restoration" a half.
       summary: whether it is observed by quantiles of voltages and means of devices (`gridjax.env.summary`).
+      shield: whether actions that would violate a constraint are corrected (`gridjax.env.shield`).
       **options: of the task: for "VoltVar" those of `gridjax.env.volt_var_tasks.volt_var`, for "Powergym" those of
         `gridjax.env.volt_var_tasks.powergym`, for "DerControl" those of `gridjax.env.der_tasks.der_control`, for
         "Microgrid" those of `gridjax.env.microgrid_tasks.microgrid`, for "Restoration" those of
@@ -69,6 +77,7 @@ def make(
     if days < 1 or steps < 1 or abs(steps * hours - 24) > 1e-9:
         raise ValueError(f"{days} days of steps of {hours:g} h: take at least one day, and steps that divide 24 h")
     env, params = _whole(name, seed, days, hours, steps, options)
+    env = shielded(env) if shield else env
     return (summed_up(env) if summary else env), params
 
 
@@ -123,5 +132,4 @@ def multipliers(feeder: Feeder, key: jax.Array, days: int, steps: int) -> jax.Ar
     place = region(feeder.replace(pv_systems=(), storages=()))
     numbers = jnp.asarray(np.linspace(0, 365, days, endpoint=False).astype(np.int32))
     column = np.asarray(place.kinds.load)
-    draw: Callable[[jax.Array], jax.Array] = jax.jit(lambda n: shapes(key, place, n, steps).p[:, column])
-    return jax.lax.map(draw, numbers)
+    return apart(key, place, numbers, steps).p[:, :, column]

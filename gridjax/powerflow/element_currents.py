@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from gridjax.branches import Branches, Taps
+from gridjax.extremes import largest
 from gridjax.namespace import einsum
 from gridjax.native import calls
 from gridjax.powerflow.chunks import batched
@@ -45,7 +46,7 @@ def element_currents(series: bool, peaks: bool):
 
     def plain(elements: Elements, v: jax.Array, tap: jax.Array) -> jax.Array:
         amps = _amperes(elements, v, tap, series)
-        return jnp.max(jnp.abs(amps), axis=-1) if peaks else amps
+        return largest(jnp.abs(amps), axis=-1) if peaks else amps
 
     kernel = batched(
         lambda elements, v, tap: jax.vmap(plain, in_axes=(None, 0, 0))(elements, v, tap),

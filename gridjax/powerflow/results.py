@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from gridjax.branches import no_taps
+from gridjax.extremes import largest
 from gridjax.grid import Grid, OperatingPoint
 from gridjax.namespace import einsum, matmul
 from gridjax.powerflow.element_currents import Elements, element_currents
@@ -209,10 +210,10 @@ def loading(grid: Grid, point: OperatingPoint, flow: PowerFlow) -> dict[str, jax
         if kind not in grid.branches:
             continue
         if kind == "switches" and flow.v.dtype == jnp.complex64:
-            largest = jnp.max(jnp.abs(currents(grid, point, flow)[kind]), axis=2)
+            amps = largest(jnp.abs(currents(grid, point, flow)[kind]), axis=2)
         else:
-            largest = element_currents(kind in SERIES, True)(_elements(grid, kind), flow.v, point.tap)
-        out[kind] = (largest if kind == "transformers" else jnp.max(largest, axis=1)) / rating
+            amps = element_currents(kind in SERIES, True)(_elements(grid, kind), flow.v, point.tap)
+        out[kind] = (amps if kind == "transformers" else largest(amps, axis=1)) / rating
     return out
 
 

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 
 SYSTEMS = {"ieee13": "13Bus", "ieee34": "34Bus", "ieee123": "123Bus", "ieee8500": "8500Node"}
+LARGE = "ieee8500"  # of which fewer steps and observed entries are kept
+LOADS = 1177  # of its circuit
 
 
 class Powergym:
@@ -41,6 +43,10 @@ class Powergym:
         sys.modules.setdefault("gym", gym)
         self._scratch = tempfile.TemporaryDirectory()  # it writes into its own folder
         copytree(folder, Path(self._scratch.name) / "peer", ignore=lambda *_: [".git"])
+        shapes = Path(self._scratch.name) / "peer" / "systems" / "8500-Node" / "loadshape"
+        if not list(shapes.glob("*loadshape*")):  # a checkout without its largest file: one day, to be written over
+            shapes.mkdir(exist_ok=True)
+            (shapes / "loadshape.csv").write_text("1.0\n" * (24 * LOADS))
         sys.path.insert(0, str(Path(self._scratch.name) / "peer"))
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -78,28 +84,29 @@ class Powergym:
         return np.asarray(obs), float(reward), bool(done)
 
 
-def record(folder: Path, name: str, tolerance: float | None, seed: int = 0) -> dict[str, Any]:
+def record(folder: Path, name: str, tolerance: float | None, steps: int = 24, every: int = 1) -> dict[str, Any]:
     """A day of random loads and actions: what was done, and what powergym made of it.
 
     Args:
       folder: as of `Powergym`.
       name: likewise.
       tolerance: of the engine; None leaves it at 1e-4, as powergym does.
-      seed: of both.
+      steps: that are made, whose loads come again in the rest of the day.
+      every: one entry of so many that an observation keeps.
     """
     import gridjax
 
     peer = Powergym(folder, name)
     loads = [load.name for load in gridjax.feeders.load(name).loads]
-    rng = np.random.default_rng(seed)
-    multipliers = rng.uniform(0.3, 1.0, (peer.env.horizon, len(loads))).round(4)
-    peer.write_multipliers(0, loads, multipliers)
+    rng = np.random.default_rng(0)
+    multipliers = rng.uniform(0.3, 1.0, (steps, len(loads))).round(4 if steps == 24 else 2)
+    peer.write_multipliers(0, loads, np.resize(multipliers, (peer.env.horizon, len(loads))))
     first = peer.reset(0)
     circuit = peer.env.circuit
     if tolerance is not None:
         circuit.dss.Text.Command = f"set tolerance={tolerance}"
     actions, rewards, energies, observations = [], [], [], []
-    for _ in range(peer.env.horizon):
+    for _ in range(steps):
         action = np.array([rng.integers(0, n) for n in peer.env.action_space.nvec])
         energies.append([float(b.kwh) for b in circuit.batteries.values()])
         seen, reward, _ = peer.step(action)
@@ -108,11 +115,11 @@ def record(folder: Path, name: str, tolerance: float | None, seed: int = 0) -> d
         observations.append(seen)
     out = {
         "multipliers": multipliers.tolist(),
-        "first_observation": first.round(8).tolist(),
+        "first_observation": first[::every].round(8).tolist(),
         "actions": actions,
         "kwh_before": energies,
         "rewards": rewards,
-        "last_observation": observations[-1].round(8).tolist(),
+        "last_observation": observations[-1][::every].round(8).tolist(),
     }
     peer.close()
     return out
@@ -124,12 +131,13 @@ def main() -> int:
     parser.add_argument("--powergym", type=Path, required=True, help="a checkout of github.com/siemens/powergym")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "tests" / "data" / "powergym.json")
     options = parser.parse_args()
-    names = ("ieee13", "ieee34", "ieee123")
-    days = {n: record(options.powergym.resolve(), n, 1e-9) for n in names}
-    for name in names:
-        days[name]["rewards_at_its_tolerance"] = record(options.powergym.resolve(), name, None)["rewards"]
+    days = {}
+    for name in SYSTEMS:
+        kept = {"steps": 6, "every": 25} if name == LARGE else {}
+        days[name] = record(options.powergym.resolve(), name, 1e-9, **kept)
+        days[name]["rewards_at_its_tolerance"] = record(options.powergym.resolve(), name, None, **kept)["rewards"]
     options.out.write_text(json.dumps(days, indent=None, separators=(",", ":")) + "\n")
-    print(f"{options.out}: {', '.join(names)}")
+    print(f"{options.out}: {', '.join(days)}")
     return 0
 
 

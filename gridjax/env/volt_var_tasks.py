@@ -40,7 +40,8 @@ class Battery:
 class Task:
     """A system of powergym's: its batteries and weights; with `soc`, those of its `_soc` variants.
 
-    `load_model` is what its circuit has for all loads where that is not the test feeder's.
+    `load_model` is what its circuit has for all loads where that is not the test feeder's; loads above `fixed_kw` have
+    the status "fixed" there, by which load shapes leave them at their rated power.
     """
 
     batteries: tuple[Battery, ...]
@@ -49,6 +50,7 @@ class Task:
     soc_discharge: float
     soc_energy: float
     load_model: int | None = None
+    fixed_kw: float = np.inf
 
 
 def _delta(bus: str, kv: float, kw: float, kwh: float) -> Battery:
@@ -76,7 +78,7 @@ TASKS = {
             *(Battery(f"{bus}.1", "wye", 7.2, 100, 1000) for bus in _LATERALS),
             _delta("m1069509", 7.2, 100, 1000),
         ),
-        1, 200 / 33, 100 / 33, 10000 / 33,
+        1, 200 / 33, 100 / 33, 10000 / 33, fixed_kw=25.0,
     ),
 }  # fmt: skip
 
@@ -155,6 +157,10 @@ def powergym(
     generators, gain = _generators(feeder, task)
     settings = storages(dataclasses.replace(feeder, storages=ratings))
     fleet = _Fleet(tuple(r.name for r in ratings), settings, first, gain, 1 / POWER_FACTOR)
+    multiplier = jnp.asarray(multiplier, float)
+    fixed = np.array([load.kw > task.fixed_kw for load in feeder.loads])
+    if fixed.any() and multiplier.ndim == 3 and multiplier.shape[2] == len(fixed):
+        multiplier = jnp.where(fixed[None, None], 1.0, multiplier)
     feeder = feeder.replace(generators=(*feeder.generators, *generators), loads=_loads(feeder, task))
     return _make(feeder, multiplier, actions, weights, (0.95, 1.05), 1.0, fleet, as_powergym=True)
 
@@ -259,12 +265,13 @@ def _make(
             f"multiplier must be (episodes, steps, {len(feeder.loads)} loads) and not negative; its shape is "
             f"{multiplier.shape}"
         )
-    nodes, order = np.arange(len(feeder.node_names)), np.arange(len(feeder.regulators))
+    names = feeder.node_names
+    nodes, order = np.arange(len(names)), np.arange(len(feeder.regulators))
     if as_powergym:  # its regulators stand in the order of the transformers, its nodes in that of their numbers
         place = {t.name: k for k, t in enumerate(feeder.transformers)}
         order = np.argsort([place[r.transformer] for r in feeder.regulators], kind="stable")
         nodes = _bus_nodes(feeder)
-        nodes = nodes[nodes < len(feeder.node_names)]
+        nodes = nodes[nodes < len(names)]
     regulators = [feeder.regulators[k] for k in order]
     windings = {t.name: t.windings for t in feeder.transformers}
     tapped = [windings[r.transformer][r.winding - 1] for r in regulators]
@@ -274,7 +281,7 @@ def _make(
     env = VoltVar(
         horizon=int(multiplier.shape[1]), failure_penalty=-float(worst), actions=actions, as_powergym=as_powergym,
         capacitors=tuple(c.name for c in feeder.capacitors), regulators=tuple(r.name for r in regulators),
-        batteries=fleet.names, nodes=tuple(feeder.node_names[k] for k in nodes),
+        batteries=fleet.names, nodes=tuple(names[k] for k in nodes),
         tap_counts=tuple(counts), battery_count=33,
     )  # fmt: skip
     grid, rows = compile(_at_neutral(feeder), around=average_load), fleet.first + np.arange(len(fleet.names))

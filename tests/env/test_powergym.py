@@ -45,6 +45,25 @@ def test_rewards_and_observations_are_powergym_s(name):
     np.testing.assert_allclose(seen, last, atol=1e-6)
 
 
+def test_rewards_of_its_large_system_are_powergym_s():
+    """Six steps and every 25th entry observed; loads of status "fixed" follow no shape there."""
+    day = RECORDED["ieee8500"]
+    multipliers = np.resize(np.array(day["multipliers"]), (1, 24, len(day["multipliers"][0])))
+    env, params = powergym("ieee8500", multipliers)
+    changed = np.any(np.asarray(params.multiplier)[0] != multipliers[0], axis=0)
+    assert changed.sum() == 24 and np.all(np.asarray(params.multiplier)[0][:, changed] == 1.0)
+    obs, state = jax.jit(env.reset)(jax.random.key(0), params)
+    np.testing.assert_allclose(obs[::25], day["first_observation"], atol=1e-6)
+    step, rewards = jax.jit(env.move), []
+    for action, kwh in zip(day["actions"], day["kwh_before"], strict=True):
+        state = dataclasses.replace(state, storage=state.storage.replace(kwh=jnp.array(kwh)))
+        state, reward, *_, info = step(jax.random.key(1), state, jnp.array(action), params)
+        rewards.append(float(reward))
+    np.testing.assert_allclose(rewards, day["rewards"], atol=2e-5)
+    np.testing.assert_allclose(rewards, day["rewards_at_its_tolerance"], rtol=5e-4)
+    np.testing.assert_allclose(info["final_observation"][::25], day["last_observation"], atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["ieee13", "ieee34", "ieee123"])
 def test_rewards_are_powergym_s_in_single_precision(name):
     day = RECORDED[name]

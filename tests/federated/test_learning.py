@@ -14,6 +14,7 @@ from problems_for_tests import CHAIN, LQ, chain_data, lq_data
 
 from algorithms.awr import AWR
 from algorithms.batches import from_dataset, rows
+from algorithms.bc import BC
 from algorithms.iql import IQL
 from algorithms.private import Private
 from algorithms.rebrac import REBRAC
@@ -168,11 +169,12 @@ def test_private_work_without_noise_and_clip_is_the_agent_s_own():
 
 
 def test_private_work_is_noisy():
-    batch, config = from_dataset(lq_data(4, 6), LQ), REBRAC.config(hidden=HIDDEN, noise=0.0)
-    these = agents(REBRAC, config, LQ, [batch], jax.random.key(0), private=True)
+    """Behaviour cloning of all trajectories has no other chance."""
+    batch, config = from_dataset(lq_data(4, 6), LQ), BC.config(hidden=HIDDEN)
+    these = agents(BC, config, LQ, [batch], jax.random.key(0), private=True)
     moved = []
     for z in (0.0, 5.0):
-        work = private_work(REBRAC, config, LQ, steps=1, private=Private(1.0, z, 4.0), sampler=Poisson(1.0, 4))
+        work = private_work(BC, config, LQ, steps=1, private=Private(1.0, z, 4.0), sampler=Poisson(1.0, 4))
         plan = Plan(Federation((work,), fed_avg()), (Everyone(),))
         begin = start(plan, work.part(one(these.state, 0)), (these,))
         moved.append([federate(plan, begin, jax.random.key(k), rounds=1)[0].server.shared for k in (1, 2)])

@@ -30,6 +30,7 @@ from gridjax.feeder import (
     Wire,
 )
 
+NAMED = 10  # elements that a warning names
 TABLES = {
     Source: "sources",
     Line: "lines",
@@ -149,7 +150,8 @@ class Tables:
     def note_groups(self) -> None:
         """Turns the shared warnings into text."""
         for what, names in self.groups.items():
-            self.notes.append(f"{what}: {', '.join(names)}")
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            self.notes.append(f"{what}: {', '.join(names[:NAMED])}{more}")
         self.groups.clear()
 
     def feeder(self, name: str, buses: tuple) -> Feeder:

@@ -671,6 +671,13 @@ def test_unsettled_mode_warns_and_reads_the_snapshot(tmp_path):
     assert feeder.loads[0].kw == 100.0
 
 
+def test_a_warning_names_ten_elements_at_most(tmp_path):
+    body = LINE + "new loadshape.day npts=2 interval=12 mult=[.5 .6]\n"
+    body += "".join(f"new load.l{k} bus1=b kv=12.47 kw=100 kvar=10 daily=day\n" for k in range(13))
+    with pytest.warns(UserWarning, match=r"not read: load\.l0, .*, load\.l9 and 3 more$"):
+        read(tmp_path, body)
+
+
 def test_process_is_left_as_it_was(tmp_path, monkeypatch):
     home = tmp_path / "home"
     home.mkdir()

@@ -1,9 +1,21 @@
 """The arithmetic of the table of offline learning, and that its constants are those of the baselines."""
 
+import dataclasses
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).parent / "env"))
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+from environments_for_tests import Walk
 
 from benchmarks import offline_results as results
-from benchmarks import restoration_room
+from benchmarks import overload_room, restoration_room
+from gridjax.control.storage import StorageState
+from gridjax.env.der_control import DerState
 from gridjax.env.tasks import make
 
 
@@ -53,6 +65,31 @@ def test_the_sunniest_days():
     kwh = np.array([np.asarray(params.days.generation_kw)[k][:, np.asarray(params.pv_row)].sum() for k in range(8)])
     assert set(results.sunniest(params)) == set(np.argsort(kwh)[-2:])
     assert len(results.sunniest(make("VoltVar-ieee13-v0", days=4)[1])) == 0
+
+
+def test_overloads_that_remain():
+    """Batteries are full in every step, whatever the state says."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Seen(Walk):
+        def advance(self, key, state, action, params):
+            return state.storage.kwh, action
+
+    walk = Seen(horizon=1, failure_penalty=0.0)
+    env = overload_room.Full(walk.horizon, walk.failure_penalty, walk)
+    storage = StorageState(jnp.array([1.0, 2.0]))
+    state = DerState(*(jnp.zeros(()) for _ in range(2)), storage, None, *(jnp.zeros(1),) * 3)  # type: ignore[arg-type]
+    params = SimpleNamespace(batteries=SimpleNamespace(kwh_rated=np.array([5.0, 6.0])))
+    kwh, action = env.advance(jax.random.key(0), state, jnp.ones(1), params)
+    np.testing.assert_array_equal(kwh, [5.0, 6.0])  # type: ignore[arg-type]
+    assert action == 1.0
+    record = {
+        "name": "N", "days": 4, "steps": 80, "seconds": 1.0, "made_on": "here",
+        "no control": [[0.1, 0.02], [0.3, 0.01]], "no control, shielded": [[0.0, 0.0125], [0.0, 0.005]],
+    }  # fmt: skip
+    text = overload_room.page(record)
+    assert "| no control | 2 % | 1 % | 10 % | 30 % |" in text
+    assert "| no control, shielded | 1.25 % | 0.5 % | 0 % | 0 % |" in text
 
 
 def test_the_room_above_the_operators_rule():

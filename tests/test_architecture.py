@@ -13,6 +13,7 @@ PACKAGE = ROOT / "gridjax"
 ALLOWED = {
     "feeder": set(),
     "namespace": set(),
+    "extremes": set(),
     "line_constants": {"namespace"},
     "partition": set(),
     "description": {"feeder", "line_constants"},
@@ -31,7 +32,7 @@ ALLOWED = {
     "tree": {"layout", "namespace", "partition"},
     "grid": {"branches", "junctions", "layout", "powerflow.injections", "tree"},
     "native": {"grid", "powerflow", "powerflow.injections"},
-    "powerflow": {"grid", "native", "powerflow", "powerflow.injections", "branches", "namespace"},
+    "powerflow": {"extremes", "grid", "native", "powerflow", "powerflow.injections", "branches", "namespace"},
     "assembly": {
         *("feeder", "admittance", "branches", "grid", "junctions", "layout", "namespace", "tree", "validate"),
         *("powerflow", "powerflow.injections"),
@@ -44,11 +45,10 @@ ALLOWED = {
     "weather": {"variation"},
     "customers": {"control", "variation", "weather"},
     "days": {"customers", "feeder", "generation", "graph", "grid", "profiles", "variation", "weather"},
-    "series": {"control", "grid", "powerflow", "profiles"},
+    "series": {"control", "extremes", "grid", "powerflow", "profiles"},
     "env": {
-        *("assembly", "control", "customers", "days", "env", "feeder", "feeders", "graph", "grid", "namespace"),
-        "powerflow",
-        "profiles",
+        *("assembly", "control", "customers", "days", "env", "extremes", "feeder", "feeders", "graph", "grid"),
+        *("namespace", "powerflow", "profiles"),
     },
 }
 # What agents see of gridjax: the environment contract and data sets (all of `env`), and what commands are made of.

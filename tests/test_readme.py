@@ -52,7 +52,10 @@ def test_the_figures_are_the_benchmark_s():
 
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+        path, _, heading = target.partition("#")
+        assert (ROOT / path).exists(), target
+        titles = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(), re.M) if heading else []
+        assert not heading or heading in [title.lower().replace(" ", "-") for title in titles], target
 
 
 def test_the_commands_exist():

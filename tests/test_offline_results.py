@@ -13,7 +13,7 @@ import numpy as np
 from environments_for_tests import Walk
 
 from benchmarks import offline_results as results
-from benchmarks import overload_room, restoration_room
+from benchmarks import restoration_room, shield_limits
 from gridjax.control.storage import StorageState
 from gridjax.env.der_control import DerState
 from gridjax.env.tasks import make
@@ -76,7 +76,7 @@ def test_overloads_that_remain():
             return state.storage.kwh, action
 
     walk = Seen(horizon=1, failure_penalty=0.0)
-    env = overload_room.Full(walk.horizon, walk.failure_penalty, walk)
+    env = shield_limits.Full(walk.horizon, walk.failure_penalty, walk)
     storage = StorageState(jnp.array([1.0, 2.0]))
     state = DerState(*(jnp.zeros(()) for _ in range(2)), storage, None, *(jnp.zeros(1),) * 3)  # type: ignore[arg-type]
     params = SimpleNamespace(batteries=SimpleNamespace(kwh_rated=np.array([5.0, 6.0])))
@@ -87,7 +87,7 @@ def test_overloads_that_remain():
         "name": "N", "days": 4, "steps": 80, "seconds": 1.0, "made_on": "here",
         "no control": [[0.1, 0.02], [0.3, 0.01]], "no control, shielded": [[0.0, 0.0125], [0.0, 0.005]],
     }  # fmt: skip
-    text = overload_room.page(record)
+    text = shield_limits.page(record)
     assert "| no control | 2 % | 1 % | 10 % | 30 % |" in text
     assert "| no control, shielded | 1.25 % | 0.5 % | 0 % | 0 % |" in text
 

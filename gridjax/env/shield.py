@@ -22,7 +22,7 @@ anything after it: it saves no energy for the evening.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,7 @@ class Shield(Wrapped):
       backup: (action_size,) the action that is tried where a correction fails.
       margin: m.
       steps: of a correction, at most, and as many of the backup's.
+      model: what it takes the parameters for, given the true ones; None knows them.
     """
 
     weights: tuple[float, ...]
@@ -55,6 +56,7 @@ class Shield(Wrapped):
     backup: tuple[float, ...]
     margin: float
     steps: int
+    model: Callable[[Any], Any] | None = None
 
     @property
     def base(self) -> Environment:
@@ -99,7 +101,8 @@ class Shield(Wrapped):
         """
         own, other = jax.random.split(key)
         action = jnp.clip(jnp.asarray(action, float), -1.0, 1.0)
-        other, now, wanted, known = jax.lax.stop_gradient((other, state, action, params))
+        believed = params if self.model is None else self.model(params)
+        other, now, wanted, known = jax.lax.stop_gradient((other, state, action, believed))
         correct = where_some(lambda shared, k, s, a: self.corrected(k, s, a, shared))
         safe = correct(self.violation(other, now, wanted, known) > ENOUGH, wanted, known, other, now, wanted)
         size = jnp.sqrt(jnp.mean((safe - wanted) ** 2))
@@ -116,6 +119,7 @@ def shield(
     backup: Sequence[float] | None = None,
     margin: float = 1e-3,
     steps: int = 40,
+    model: Callable[[Any], Any] | None = None,
 ) -> Shield:
     """The environment, with actions corrected where they would violate a constraint.
 
@@ -128,6 +132,8 @@ def shield(
       backup: (action_size,) what is tried where the action cannot be corrected; None is `env.nothing()`.
       margin: how far a correction aims within the limits, in the unit of the weighted violation, above 0.
       steps: of a correction, at most.
+      model: what the shield takes the parameters for, given the true ones: loads as they are estimated, limits that
+        leave room for errors. None knows the truth. Static: two functions are two environments.
 
     Raises:
       ValueError: actions that are positions, or numbers that make no sense.
@@ -147,4 +153,4 @@ def shield(
             f"{sizes} weights, willing and backup, margin {margin}, {steps} steps: give {wanted} numbers, weights and "
             "willing not below 0, a margin above 0 and at least one step"
         )
-    return Shield(env.horizon, env.failure_penalty, env, along, first, last, float(margin), int(steps))
+    return Shield(env.horizon, env.failure_penalty, env, along, first, last, float(margin), int(steps), model)

@@ -102,6 +102,16 @@ def test_the_backup_is_taken_where_the_action_is_not_solved():
     assert out.solved and out.cost == 0.0
 
 
+def test_a_shield_may_be_mistaken():
+    """It believes that nothing above 0.5 is solved, and goes by its backup; or that all is, and does nothing."""
+    env, _ = walk()
+    (x, _), _ = taken(shield(env, model=lambda params: 0.5 * params), 0.3, [0.5, 0.0], params=1.0)
+    assert x == 0.3
+    env = Plane(horizon=5, failure_penalty=-100.0)
+    (x, _), out = taken(shield(env, model=lambda params: params + 9, backup=(0.0, 0.0)), 0.0, [0.9, 0.0], params=0.8)
+    assert x == 0.9 and not out.solved
+
+
 def test_der_control_is_kept_within_its_limits():
     """Random actions: without the shield most steps violate a limit; with it none that could be avoided does."""
     env, params = make("DerControl-ieee13-v0", days=4)

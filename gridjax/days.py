@@ -88,7 +88,7 @@ def shapes(key: jax.Array, region: Region, first: jax.Array | int, steps: int, c
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "count"))
-def apart(key: jax.Array, region: Region, first: jax.Array, steps: int, count: int = 1) -> Shapes:
+def shapes_each(key: jax.Array, region: Region, first: jax.Array, steps: int, count: int = 1) -> Shapes:
     """As `shapes`, for several first days (days,), a leading axis of the result; compiled once for a kind of region."""
     return jax.lax.map(lambda number: shapes(key, region, number, steps, count), first)
 

@@ -1,10 +1,14 @@
 """The largest and the smallest: values of NumPy, and one slope."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gridjax
+from gridjax import feeders
 from gridjax.extremes import largest, smallest
 
 A = jnp.array([[1.0, 5.0, 5.0], [-2.0, -7.0, 0.5]])
@@ -23,8 +27,19 @@ def test_the_slope_is_that_of_one_entry():
     np.testing.assert_array_equal(jax.grad(lambda a: largest(a, 1).sum())(A), [[0, 1, 0], [0, 0, 1]])
 
 
-def test_entries_that_are_computed_twice_have_a_slope():
-    """At this suite's level of optimisation `jnp.max` of such sizes had none where they were rounded in two ways."""
-    x = jax.random.normal(jax.random.key(0), (50, 3)) + 1j * jax.random.normal(jax.random.key(1), (50, 3))
-    slope = jax.jit(jax.vmap(jax.grad(lambda t, row: largest(jnp.abs(jnp.exp(t) * row / 3.7))), (None, 0)))(0.3, x)
-    np.testing.assert_allclose(slope, np.abs(np.exp(0.3) * x / 3.7).max(axis=1), rtol=1e-12)
+@pytest.mark.parametrize("name", ["ieee13", "ieee123"])
+def test_loadings_have_a_slope(name):
+    """Currents grow with all voltages by one factor t, so d(sum of loadings)/dt at 1 is the sum itself.
+
+    By `jnp.max` the slope is not a number at the level of optimisation that these tests are compiled with.
+    """
+    grid = gridjax.compile(feeders.load(name))
+    flow = gridjax.solve(grid, grid.nominal)
+
+    def total(t):
+        scaled = dataclasses.replace(flow, v=t * flow.v)
+        return sum(jnp.sum(a) for a in gridjax.loading(grid, grid.nominal, scaled).values())
+
+    value, slope = jax.jit(jax.value_and_grad(total))(1.0)
+    np.testing.assert_allclose(slope, value, rtol=1e-8)
+    np.testing.assert_allclose(jax.jvp(total, (1.0,), (1.0,))[1], value, rtol=1e-8)

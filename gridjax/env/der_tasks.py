@@ -18,7 +18,7 @@ from gridjax.control.fleet import add_fleet
 from gridjax.control.storage import storages
 from gridjax.customers import cars as car_habits
 from gridjax.customers import stays_each
-from gridjax.days import AVERAGE_SUN, apart, at_full_sun, average_load, car_key, region
+from gridjax.days import AVERAGE_SUN, at_full_sun, average_load, car_key, region, shapes_each
 from gridjax.env.der_control import START_HOUR, DerControl, DerParams, Tariff
 from gridjax.env.terminals import neighbours, places
 from gridjax.feeder import Feeder
@@ -118,7 +118,7 @@ def _days(
     numbers = jnp.asarray(np.linspace(0, 364, days, endpoint=False).astype(np.int32))
     half = steps // 2
 
-    both = apart(key, place, numbers, steps, 2)
+    both = shapes_each(key, place, numbers, steps, 2)
     drawn = expand_each(sun, jax.tree.map(lambda a: a[:, half : half + steps], both))
     arrivals = stays_each(car_key(key), habits, numbers)
     # A car that would have come before noon comes at noon.

@@ -41,7 +41,7 @@ from gridjax.control.fleet import add_fleet
 from gridjax.control.frequency import Machines, Relay, followers
 from gridjax.control.standard import CONTINUOUS_HZ, NOMINAL_HZ, TRIP
 from gridjax.control.storage import Storages, storages
-from gridjax.days import apart, at_full_sun, distances_km, region
+from gridjax.days import at_full_sun, distances_km, region, shapes_each
 from gridjax.env.der_tasks import HIGHEST_TAP
 from gridjax.env.disturbances import Disturbances
 from gridjax.env.island import Island, Limits
@@ -299,4 +299,4 @@ def _days(feeder: Feeder, grid, key: jax.Array, days: int, steps: int) -> Profil
     """Profiles from midnight to midnight, (days, steps, ...)."""
     place, sun = region(feeder), at_full_sun(feeder, grid.nominal)
     numbers = jnp.asarray(np.linspace(0, 365, days, endpoint=False).astype(np.int32))
-    return expand_each(sun, apart(key, place, numbers, steps))
+    return expand_each(sun, shapes_each(key, place, numbers, steps))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gridjax import feeders
-from gridjax.days import apart, region
+from gridjax.days import region, shapes_each
 from gridjax.env.der_tasks import der_control, equip
 from gridjax.env.environment import Environment
 from gridjax.env.microgrid_tasks import island_feeder, microgrid
@@ -132,4 +132,4 @@ def multipliers(feeder: Feeder, key: jax.Array, days: int, steps: int) -> jax.Ar
     place = region(feeder.replace(pv_systems=(), storages=()))
     numbers = jnp.asarray(np.linspace(0, 365, days, endpoint=False).astype(np.int32))
     column = np.asarray(place.kinds.load)
-    return apart(key, place, numbers, steps).p[:, :, column]
+    return shapes_each(key, place, numbers, steps).p[:, :, column]

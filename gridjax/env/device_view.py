@@ -132,6 +132,8 @@ def device_view(env: Environment, params: Any, feeder: Feeder | None = None) -> 
     Raises:
       ValueError: an environment whose observation does not tell what its devices know, or a feeder with other nodes.
     """
+    if env.base.observation_names == env.observation_names:  # of a shield, say
+        env = env.base
     if isinstance(env, VoltVar):
         parts = _volt_var(env, params)
     elif isinstance(env, DerControl):

@@ -57,18 +57,19 @@ class GridParallelEnv(ParallelEnv):
             raise ValueError("these environments are not rendered: leave render_mode at None")
         self.render_mode = None
         functional, self.params = make(task, **options) if made is None else made
-        missing = [name for name in ("observe_devices", "from_devices", "devices") if not hasattr(functional, name)]
+        told: Any = functional.base  # devices see its states and act in it, also under a shield
+        missing = [name for name in ("observe_devices", "from_devices", "devices") if not hasattr(told, name)]
         if missing:
             raise ValueError(
                 f"{task or type(functional).__name__} has no {missing[0]}: take an environment whose devices see for "
                 "themselves, such as DerControl"
             )
         self.functional: Any = functional
-        self.possible_agents: list[str] = list(self.functional.devices)
+        self.possible_agents: list[str] = list(told.devices)
         self.agents: list[str] = []
         shape = jax.eval_shape(functools.partial(_first, functional), jax.random.key(0), self.params)[0].shape
         seen = [gymnasium.spaces.Box(-LIMIT, LIMIT, shape[1:], np.float32) for _ in self.possible_agents]
-        self._numbers = int(getattr(functional, "device_numbers", NUMBERS))
+        self._numbers = int(getattr(told, "device_numbers", NUMBERS))
         acts = [gymnasium.spaces.Box(-1.0, 1.0, (self._numbers,), np.float32) for _ in self.possible_agents]
         self.observation_spaces = dict(zip(self.possible_agents, seen, strict=True))
         self.action_spaces = dict(zip(self.possible_agents, acts, strict=True))
@@ -131,7 +132,7 @@ class GridParallelEnv(ParallelEnv):
 
 def _first(env: Any, key: jax.Array, params: Any):
     state = env.begin(key, params)
-    return env.observe_devices(state, params), state, env.observe(state, params)
+    return env.base.observe_devices(state, params), state, env.observe(state, params)
 
 
 @functools.partial(jax.jit, static_argnames="env")
@@ -142,6 +143,6 @@ def _reset(env: Any, key: jax.Array, params: Any):
 @functools.partial(jax.jit, static_argnames="env")
 def _step(env: Any, key: jax.Array, state: Any, each: jax.Array, params: Any):
     """A step, of an episode's last one too without a fresh episode's first."""
-    state, reward, cost, terminated, truncated, info = env.move(key, state, env.from_devices(each), params)
+    state, reward, cost, terminated, truncated, info = env.move(key, state, env.base.from_devices(each), params)
     whole = info.pop("final_observation")
-    return env.observe_devices(state, params), state, whole, reward, cost, terminated, truncated, info
+    return env.base.observe_devices(state, params), state, whole, reward, cost, terminated, truncated, info

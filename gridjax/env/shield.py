@@ -82,9 +82,11 @@ class Shield(Wrapped):
             free = jnp.isfinite(g) & ~((action <= -1) & (g > 0)) & ~((action >= 1) & (g < 0))
             g = jnp.where(free, g, 0.0)
             size = jnp.sum(willing * g**2)
-            ratio = jnp.where((size > 0) & jnp.isfinite(f), (f + self.margin) / jnp.where(size > 0, size, 1.0), 0.0)
+            moves = (size > 0) & jnp.isfinite(f)
+            ratio = jnp.where(moves, (f + self.margin) / jnp.where(moves, size, 1.0), 0.0)
             move = jnp.clip(ratio * willing * g, -REACH, REACH)
-            return jnp.clip(action - move, -1.0, 1.0), best, least, k + 1
+            end = jnp.where(k < self.steps, self.steps, 2 * self.steps)  # of a way on which nothing moves any more
+            return jnp.clip(action - move, -1.0, 1.0), best, least, jnp.where(moves, k + 1, end)
 
         def goes_on(carry):
             *_, least, k = carry
@@ -136,7 +138,7 @@ def shield(
         leave room for errors. None knows the truth. Static: two functions are two environments.
 
     Raises:
-      ValueError: actions that are positions, or numbers that make no sense.
+      ValueError: actions that are positions, no backup action, or numbers that make no sense.
     """
     if any(env.action_counts):
         raise ValueError(
@@ -144,8 +146,12 @@ def shield(
             "environment of numbers, as DerControl"
         )
     size, kinds = env.action_size, len(env.constraints)
-    rest = np.asarray(env.nothing()) if backup is None else backup  # type: ignore[attr-defined]
-    given = (np.ones(kinds) if weights is None else weights, np.ones(size) if willing is None else willing, rest)
+    if backup is None:
+        nothing = getattr(env, "nothing", None)
+        if nothing is None:
+            raise ValueError(f"{type(env.inner).__name__} does not say what controls nothing: give a backup action")
+        backup = np.asarray(nothing()).tolist()
+    given = (np.ones(kinds) if weights is None else weights, np.ones(size) if willing is None else willing, backup)
     along, first, last = (tuple(np.asarray(a, float).tolist()) for a in given)
     sizes, wanted = [len(along), len(first), len(last)], [kinds, size, size]
     if sizes != wanted or min(*along, *first) < 0 or not margin > 0 or steps < 1:

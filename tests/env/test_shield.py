@@ -11,8 +11,10 @@ from environments_for_tests import Walk, walk
 
 from algorithms.spaces import space_of
 from gridjax.env.broadcast import broadcast
+from gridjax.env.device_view import device_view
 from gridjax.env.environment import Outcome
 from gridjax.env.lanes import where_some
+from gridjax.env.pettingzoo import GridParallelEnv
 from gridjax.env.shield import REACH, shield
 from gridjax.env.summary import summary
 from gridjax.env.tasks import feeder_of, make
@@ -135,7 +137,7 @@ def test_der_control_is_kept_within_its_limits():
 
 def test_signals_and_summaries_go_around_it():
     name = "DerControl-ieee13-v0"
-    guarded, _ = make(name, days=1, shield=True)
+    guarded, params = make(name, days=1, shield=True)
     env = make(name, days=1)[0]
     tied = broadcast(guarded)
     assert tied.action_size == 4 and tied.names == broadcast(env).names
@@ -143,8 +145,38 @@ def test_signals_and_summaries_go_around_it():
     short = summary(tied)
     assert short.observation_names == summary(broadcast(env)).observation_names
     assert make(name, days=1, shield=True, summary=True)[0].observation_names == summary(env).observation_names
-    assert feeder_of(name, shield=True).storages == feeder_of(name).storages
+    feeder = feeder_of(name, shield=True)
+    assert feeder.storages == feeder_of(name).storages
+    assert device_view(guarded, params, feeder) == device_view(env, params, feeder)
+    with pytest.raises(ValueError, match="Summary: its whole-feeder observation"):
+        device_view(summary(guarded), params, feeder)
     assert space_of(short).action_size == 4
+
+
+def test_devices_that_act_by_themselves_are_shielded():
+    """In PettingZoo's form, with every device's numbers at random, as the whole action is."""
+    many = GridParallelEnv("DerControl-ieee13-v0", days=2, shield=True)
+    _, _ = many.reset(seed=0), many.action_space(many.agents[0])
+    rng = np.random.default_rng(0)
+    *_, info = many.step({agent: rng.uniform(-1, 1, 2) for agent in many.agents})
+    one = info[many.possible_agents[0]]
+    assert one["corrected"] == 1.0 and one["correction"] > 0.01 and one["cost"].sum() < 1e-6
+
+
+def test_an_action_that_cannot_be_moved_costs_no_more_power_flows():
+    """Nothing has a slope beyond 1.3: one look at the action and one at the backup, then it ends."""
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Counted(Walk):
+        def advance(self, key, state, action, params):
+            jax.debug.callback(lambda _: seen.append(1), action)
+            return super().advance(key, state, action, params)
+
+    env = Counted(horizon=5, failure_penalty=-100.0)
+    _, out = taken(shield(env, backup=(-0.95, 0.0)), -0.5, [-1.0, 0.0], params=1.3)
+    jax.effects_barrier()
+    assert not out.solved and len(seen) == 4  # the action's own step before and after
 
 
 def test_what_makes_no_sense_is_refused():
@@ -154,6 +186,8 @@ def test_what_makes_no_sense_is_refused():
     env, _ = walk()
     wrong: list[dict[str, Any]] = [{"margin": 0.0}, {"steps": 0}, {"weights": (1.0, 1.0)}, {"backup": (0.0,)}]
     wrong.append({"willing": (1.0, -1.0)})
+    with pytest.raises(ValueError, match="VoltVar does not say what controls nothing: give a backup action"):
+        make("VoltVar-ieee13-v0", days=1, actions="continuous", shield=True)
     for more in wrong:
         with pytest.raises(ValueError, match="give"):
             shield(env, **more)

@@ -140,8 +140,9 @@ def main(words: list[str] | None = None) -> int:
     out = (args.out or ROOT / ("docs" if whole else "demo_out/bench")).resolve()
     given = sys.argv[1:] if words is None else words
     command = shlex.join(["python", "-m", "benchmarks.environments", *given])
+    installed = {name: version for name, version in versions().items() if version != "not installed"}
     meta = {
-        "date": datetime.date.today().isoformat(), "processor": machine(), "cores": cores(), "versions": versions(),
+        "date": datetime.date.today().isoformat(), "processor": machine(), "cores": cores(), "versions": installed,
         "device": str(jax.devices()[0]), "seeds": {"training": TRAINING, "held out": HELD_OUT},
     }  # fmt: skip
     found: dict[str, Any] = {}

@@ -50,6 +50,15 @@ def test_the_figures_are_the_benchmark_s():
         assert row in measured
 
 
+def test_the_scores_of_learning_are_those_of_the_record():
+    """Every score of the README's table, with its interval, and violations, stand in one row of the page."""
+    page = (ROOT / "docs" / "offline_results.md").read_text().splitlines()
+    rows = re.findall(r"^\| [^|]+ \| (-[\d,]+ \(-[\d,]+ to -[\d,]+\)) \| ([\d.]+ %) \|$", README, re.M)
+    assert len(rows) == 6
+    for score, violated in rows:
+        assert any(f"| {score} |" in line and f"| {violated}, " in line for line in page), score
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)]+)\)", README):
         path, _, heading = target.partition("#")

@@ -24,6 +24,7 @@ from gridjax.env.tasks import feeder_of, make
 from gridjax.env.volt_var import VoltVar
 
 TRAINING, HELD_OUT = 0, 1  # seeds of days
+COMBINED = 5  # capacitors that the search for the best constant action tries in all combinations
 NOTHING, CLASSICAL, DROOP = "no control", "OpenDSS-like controls", "IEEE 1547 droop"
 CONSTANT, RANDOM, SEARCH = "best constant action", "random", "search, full knowledge"
 FREE_CONSTANT, FREE_SEARCH = "best constant for the return alone", "search for the return alone"
@@ -124,11 +125,12 @@ def constant_action(case: Case, start: np.ndarray, price: np.ndarray) -> np.ndar
 
 
 def env_groups(env: Environment) -> tuple[tuple[int, ...], ...]:
-    """Entries of one kind, tried together first: all regulators."""
+    """Entries of one kind, tried together first: capacitors, a few at a time, and all regulators."""
     if not isinstance(env, VoltVar):
         return ()
-    first = len(env.capacitors)
-    return (tuple(range(first, first + len(env.regulators))),) if len(env.regulators) > 1 else ()
+    caps, taps = len(env.capacitors), len(env.regulators)
+    groups = [tuple(range(k, min(k + COMBINED, caps))) for k in range(0, caps, COMBINED)]
+    return tuple(group for group in (*groups, tuple(range(caps, caps + taps))) if len(group) > 1)
 
 
 @dataclass(frozen=True)

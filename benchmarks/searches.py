@@ -4,8 +4,9 @@ Every figure from here is *attained*: the actions are played in the environment,
 good. None is a proven bound. Scored is J = return - price . sum of the costs, where `price` is zero in environments
 whose reward has the violations in it.
 
-*Constant actions, entry by entry* (coordinate ascent): groups of entries on one position, then each entry over all its
-positions (or those near), all of them over all days in one batch, until nothing gets better.
+*Constant actions, entry by entry* (coordinate ascent): capacitors in all their combinations, groups of other entries on
+one position, then each entry over all its positions (or those near), all of them over all days in one batch, until
+nothing gets better.
 
 *Volt-VAR control, path by path.* With the other devices' moves fixed, a step's reward apart from wear depends on a
 device's position alone, R_t(p), and the best path over the whole day is the longest way through T times K positions
@@ -63,7 +64,8 @@ def best_constant(
       keys: (days,) as from `benchmarks.days.day_keys`.
       start: (action_size,) where the search begins.
       price: (costs,) of the costs in the score.
-      groups: entries that are also tried with one position for all.
+      groups: entries that are also tried together: in all combinations where each has two positions, else with one
+        position for all.
       near: try only positions near the present one (many devices).
       rounds: at most so many over all entries.
 
@@ -85,10 +87,12 @@ def best_constant(
 
 
 def _tried(action: np.ndarray, entries: tuple[int, ...], count: int, near: bool, level: bool) -> np.ndarray:
-    """Actions with these entries moved together: all on one position (`level`), or shifted by the same number."""
+    """Actions with these entries moved together: combined, all on one position (`level`), or all shifted by a number."""
     at = list(entries)
     out = np.repeat(action[None], 1, axis=0)
-    if not count:
+    if count == 2:
+        values = np.array(list(itertools.product((0, 1), repeat=len(at))))
+    elif not count:
         values = NUMBERS[:, None] * np.ones(len(at))
     elif level or (len(at) == 1 and (not near or count <= len(NEAR))):
         values = np.arange(count)[:, None] * np.ones(len(at), int)

@@ -88,6 +88,15 @@ def test_the_best_constant_action_is_that_of_brute_force():
     assert found == pytest.approx(scores.max()) and action.tolist() == every[scores.argmax()].tolist()
 
 
+def test_switches_that_pay_only_together_are_tried_together():
+    env = Chase(STEPS, -9.0, (2, 2))
+    goals = jnp.full((3, STEPS, 2), jnp.array([0.42, 0.5]))  # (0, 1) is best, and (1, 0) better than its neighbours
+    keys, price, start = day_keys(env, goals, 3, 0), np.zeros(2), np.array([1, 0])
+    alone, _ = searches.best_constant(env, goals, keys, start, price=price)
+    together, _ = searches.best_constant(env, goals, keys, start, price=price, groups=((0, 1),))
+    assert alone.tolist() == [1, 0] and together.tolist() == [0, 1]
+
+
 def test_steps_in_turn_find_what_is_best_of_one_entry():
     env = Chase(STEPS, -9.0, (5,))
     goals = np.random.default_rng(7).uniform(0, 4, (3, STEPS, 1))

@@ -136,6 +136,7 @@ class VoltVar(Environment):
       capacitors, regulators, batteries, nodes: names.
       tap_counts: positions of each regulator.
       battery_count: powers of a battery with discrete actions, odd.
+      tolerance: of the power flows, see `gridjax.solve`.
     """
 
     actions: str
@@ -146,6 +147,7 @@ class VoltVar(Environment):
     nodes: tuple[str, ...]
     tap_counts: tuple[int, ...]
     battery_count: int
+    tolerance: float
 
     @property
     def constraints(self) -> tuple[str, ...]:
@@ -213,7 +215,7 @@ class VoltVar(Environment):
         )
         before = self.horizon - 1 if self.as_powergym else 0
         point = self.point(dataclasses.replace(state, t=jnp.asarray(before)), params, idle)
-        flow = solve(params.grid, point)
+        flow = solve(params.grid, point, tol=self.tolerance)
         v = jnp.where(flow.converged, jnp.abs(flow.v), jnp.nan)
         return dataclasses.replace(state, v=v, level=self._level(state, params))
 
@@ -264,14 +266,14 @@ class VoltVar(Environment):
         if self.as_powergym:
             kw = self._allowed(share, state, params)
             point = self.point(new, params, kw)
-            flow = solve(grid, point)
+            flow = solve(grid, point, tol=self.tolerance)
             storage, power = self._debit(state, params, point, flow)
         else:
             request = Power(share * params.batteries.kw_rated, jnp.zeros_like(share))
             given, storage, _ = operate(params.batteries, state.storage, request, hours)
             kw = given.kw
             point = place(self.point(new, params, kw), params.batteries, given)
-            flow = solve(grid, point)
+            flow = solve(grid, point, tol=self.tolerance)
             power = kw / params.batteries.kw_rated
         t = state.t + 1
         new = dataclasses.replace(new, t=t, storage=storage, power=power, v=jnp.abs(flow.v))

@@ -7,6 +7,7 @@ search in `searched`, a bound in `proven`. What has no meaning in an environment
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from gridjax.env.tasks import feeder_of, make
 from gridjax.env.volt_var import VoltVar
 
 TRAINING, HELD_OUT = 0, 1  # seeds of days
-COMBINED = 5  # capacitors that the search for the best constant action tries in all combinations
+COMBINED = 4  # capacitors that the search for the best constant action tries in all combinations
 NOTHING, CLASSICAL, DROOP = "no control", "OpenDSS-like controls", "IEEE 1547 droop"
 CONSTANT, RANDOM, SEARCH = "best constant action", "random", "search, full knowledge"
 FREE_CONSTANT, FREE_SEARCH = "best constant for the return alone", "search for the return alone"
@@ -115,22 +116,37 @@ def constant_action(case: Case, start: np.ndarray, price: np.ndarray) -> np.ndar
     """The best constant action of the training days at a price (costs,) of violations."""
     env, effort = case.env, case.effort
     if any(env.action_counts):
-        groups = env_groups(env)
-        return searches.best_constant(
-            env, case.training, case.training_keys, start, price=price, groups=groups, near=effort.near,
-            rounds=effort.rounds,
-        )[0]  # fmt: skip
+        found = [
+            searches.best_constant(
+                env, case.training, case.training_keys, begin, price=price, groups=moved_in_turn(env),
+                near=effort.near, rounds=effort.rounds,
+            )
+            for begin in constant_starts(env, start)
+        ]  # fmt: skip
+        return max(found, key=lambda one: one[1])[0]
     given = price[: len(env.constraints)]
     return ascent.best_constant(env, case.training, case.training_keys, start, given, effort.iterations)[0]
 
 
-def env_groups(env: Environment) -> tuple[tuple[int, ...], ...]:
-    """Entries of one kind, tried together first: capacitors, a few at a time, and all regulators."""
+def moved_in_turn(env: Environment) -> tuple[tuple[int, ...], ...]:
+    """Entries that the search for the best constant action moves together: all regulators, each, capacitors."""
     if not isinstance(env, VoltVar):
         return ()
     caps, taps = len(env.capacitors), len(env.regulators)
-    groups = [tuple(range(k, min(k + COMBINED, caps))) for k in range(0, caps, COMBINED)]
-    return tuple(group for group in (*groups, tuple(range(caps, caps + taps))) if len(group) > 1)
+    regulators = tuple(range(caps, caps + taps))
+    alone = [(k,) for k in range(caps, env.action_size)]
+    combined = [tuple(range(k, min(k + COMBINED, caps))) for k in range(0, caps, COMBINED)]
+    return (*([regulators] if taps > 1 else []), *alone, *combined)
+
+
+def constant_starts(env: Environment, start: np.ndarray) -> list[np.ndarray]:
+    """Where the search for the best constant action begins: with every combination of a few capacitors."""
+    caps = len(env.capacitors) if isinstance(env, VoltVar) else 0
+    if not 1 < caps <= COMBINED:
+        return [start]
+    switched = np.repeat(start[None], 2**caps, axis=0)
+    switched[:, :caps] = list(itertools.product((0, 1), repeat=caps))
+    return list(switched)
 
 
 @dataclass(frozen=True)

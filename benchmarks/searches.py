@@ -4,9 +4,9 @@ Every figure from here is *attained*: the actions are played in the environment,
 good. None is a proven bound. Scored is J = return - price . sum of the costs, where `price` is zero in environments
 whose reward has the violations in it.
 
-*Constant actions, entry by entry* (coordinate ascent): capacitors in all their combinations, groups of other entries on
-one position, then each entry over all its positions (or those near), all of them over all days in one batch, until
-nothing gets better.
+*Constant actions, entry by entry* (coordinate ascent): all regulators on one position, each entry over all its
+positions (or those near), capacitors in all their combinations, each over all days in one batch, until nothing gets
+better; from every combination of up to four capacitors, since the best taps of one are no way to those of another.
 
 *Volt-VAR control, path by path.* With the other devices' moves fixed, a step's reward apart from wear depends on a
 device's position alone, R_t(p), and the best path over the whole day is the longest way through T times K positions
@@ -64,8 +64,8 @@ def best_constant(
       keys: (days,) as from `benchmarks.days.day_keys`.
       start: (action_size,) where the search begins.
       price: (costs,) of the costs in the score.
-      groups: entries that are also tried together: in all combinations where each has two positions, else with one
-        position for all.
+      groups: entries that are moved in turn; () is each alone. Those of a group are tried in all combinations where
+        they have two positions each, else with one position for all, then shifted together.
       near: try only positions near the present one (many devices).
       rounds: at most so many over all entries.
 
@@ -75,7 +75,7 @@ def best_constant(
     best, found = np.array(start), -np.inf
     for turn in range(rounds):
         before = found
-        for entries in [*groups, *((k,) for k in range(env.action_size))]:
+        for entries in groups or [(k,) for k in range(env.action_size)]:
             whole = turn == 0 and len(entries) > 1
             tried = _tried(best, entries, env.action_counts[entries[0]], near and not whole, whole)
             scores = constant_scores(env, params, keys, tried, price).mean(axis=1)

@@ -84,7 +84,7 @@ def test_the_best_constant_action_is_that_of_brute_force():
     gap = every[:, None, None] - np.asarray(goals)[None]
     by_hand = (-(gap**2).sum(axis=3) - 0.5 * gap[..., 0] * gap[..., 1] - 0.3 * every.sum(axis=1)[:, None, None]).sum(2)
     np.testing.assert_allclose(scores, by_hand.mean(axis=1), rtol=1e-12)
-    action, found = searches.best_constant(env, goals, keys, np.zeros(2, int), price=price, groups=((0, 1),))
+    action, found = searches.best_constant(env, goals, keys, np.zeros(2, int), price=price, groups=((0, 1), (0,), (1,)))
     assert found == pytest.approx(scores.max()) and action.tolist() == every[scores.argmax()].tolist()
 
 

@@ -88,7 +88,7 @@ class Case:
       discount: of the agents.
       scale: of the rewards.
       agents: that learn from it.
-      options: of the environment.
+      options: of the environment; without any, Volt-VAR control is by positions.
       broadcast: whether one signal serves all devices of a kind.
       summary: whether agents see quantiles and means (`gridjax.env.summary`) instead of the whole feeder.
       shield: whether a safety shield corrects every device (`gridjax.env.shield`), in the log and on held-out days.
@@ -110,7 +110,8 @@ class Case:
     @property
     def title(self) -> str:
         """Its name, and what it is played with."""
-        return self.name + (", with a shield" if self.shield else "")
+        positions = self.name.startswith("VoltVar") and not self.options
+        return self.name + (", by position" if positions else "") + (", with a shield" if self.shield else "")
 
     def acting(self, env: Any) -> Any:
         """The environment as agents see it and act in it."""
@@ -139,11 +140,13 @@ CASES = (
     ),
     Case(
         "VoltVar-ieee123-v0", 5000, 0.1, 0.06, 0.97,
-        (
-            Learner("rebrac", 4000, WIDE | {"actor_penalty": 1.0}, rows=512),
-            Learner("iql", 4000, IQL | {"temperature": 30.0}),
-        ),
+        (Learner("rebrac", 4000, WIDE | {"actor_penalty": 1.0}, rows=512),),
         options=NUMBERS, summary=True,
+    ),
+    Case(
+        "VoltVar-ieee123-v0", 20_000, 0.1, 0.06, 0.97,
+        (Learner("iql", 6000, IQL | {"hidden": (128, 128), "temperature": 100.0, "polyak": 0.02}, rows=512),),
+        summary=True,
     ),
     Case(
         "DerControl-ieee123-v0", 5000, 0.3, 0.3, 0.9,

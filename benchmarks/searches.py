@@ -87,7 +87,7 @@ def best_constant(
 
 
 def _tried(action: np.ndarray, entries: tuple[int, ...], count: int, near: bool, level: bool) -> np.ndarray:
-    """Actions with these entries moved together: combined, all on one position (`level`), or all shifted by a number."""
+    """Actions with these entries moved together: combined, on one position (`level`), or shifted by a number."""
     at = list(entries)
     out = np.repeat(action[None], 1, axis=0)
     if count == 2:

@@ -102,6 +102,8 @@ def test_derivatives_pass_rounding():
 
 
 def test_bad_tasks_are_refused():
+    with pytest.raises(ValueError, match="tolerance must be positive, not 0"):
+        volt_var(gridjax.feeders.ieee13(), DAYS, tolerance=0.0)
     feeder = gridjax.feeders.ieee13()
     with pytest.raises(ValueError, match=r"multiplier must be \(episodes, steps, 15 loads\)"):
         volt_var(feeder, np.ones((2, 24, 3)))

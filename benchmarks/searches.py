@@ -72,12 +72,13 @@ def best_constant(
     Returns:
       The action and its mean score.
     """
+    in_turn = list(groups) or [(k,) for k in range(env.action_size)]
     best, found = np.array(start), -np.inf
     for turn in range(rounds):
         before = found
-        for entries in groups or [(k,) for k in range(env.action_size)]:
-            whole = turn == 0 and len(entries) > 1
-            tried = _tried(best, entries, env.action_counts[entries[0]], near and not whole, whole)
+        for entries in in_turn:
+            count, whole = env.action_counts[entries[0]], turn == 0 and len(entries) > 1
+            tried = _tried(best, entries, count, near and not whole, whole)
             scores = constant_scores(env, params, keys, tried, price).mean(axis=1)
             if scores.max() > found:
                 best, found = tried[np.argmax(scores)], float(scores.max())

@@ -5,8 +5,8 @@ good. None is a proven bound. Scored is J = return - price . sum of the costs, w
 whose reward has the violations in it.
 
 *Constant actions, entry by entry* (coordinate ascent): all regulators on one position, each entry over all its
-positions (or those near), capacitors in all their combinations, each over all days in one batch, until nothing gets
-better; from every combination of up to four capacitors, since the best taps of one are no way to those of another.
+positions (or those near), up to four capacitors in all their combinations, over all days in one batch, until nothing
+gets better; from every combination of up to four capacitors, since the best taps of one are no way to those of another.
 
 *Volt-VAR control, path by path.* With the other devices' moves fixed, a step's reward apart from wear depends on a
 device's position alone, R_t(p), and the best path over the whole day is the longest way through T times K positions

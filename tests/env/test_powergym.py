@@ -15,6 +15,17 @@ RECORDED = json.loads((Path(__file__).parents[1] / "data" / "powergym.json").rea
 pytestmark = pytest.mark.filterwarnings("ignore:feeder 'ieee34'")
 
 
+def played(env, params, day):
+    """The rewards of a day's actions, with powergym's energies before each step."""
+    _, state = env.reset(jax.random.key(0), params)
+    step, rewards = jax.jit(env.step), []
+    for action, kwh in zip(day["actions"], day["kwh_before"], strict=True):
+        state = dataclasses.replace(state, storage=state.storage.replace(kwh=jnp.array(kwh)))
+        _, state, reward, *_ = step(jax.random.key(1), state, jnp.array(action), params)
+        rewards.append(np.asarray(reward))
+    return np.array(rewards)
+
+
 @pytest.mark.parametrize("name", ["ieee13", "ieee34", "ieee123"])
 def test_rewards_and_observations_are_powergym_s(name):
     """With the engine's tolerance at 1e-9 to 2e-5; with powergym's own, 1e-4, to what that leaves open.
@@ -69,30 +80,20 @@ def test_rewards_are_powergym_s_in_single_precision(name):
     day = RECORDED[name]
     with jax.enable_x64(False):
         env, params = powergym(name, np.array([day["multipliers"]]))
-        _, state = env.reset(jax.random.key(0), params)
-        step, rewards = jax.jit(env.step), []
-        for action, kwh in zip(day["actions"], day["kwh_before"], strict=True):
-            state = dataclasses.replace(state, storage=state.storage.replace(kwh=jnp.array(kwh)))
-            _, state, reward, *_ = step(jax.random.key(1), state, jnp.array(action), params)
-            assert reward.dtype == jnp.float32
-            rewards.append(float(reward))
+        rewards = played(env, params, day)
+    assert rewards.dtype == np.float32
     np.testing.assert_allclose(rewards, day["rewards"], atol=1e-4)
 
 
-def test_a_coarser_tolerance_is_as_near_as_the_engine_s_own():
+@pytest.mark.parametrize("name", ["ieee13", "ieee34", "ieee123"])
+def test_a_coarser_tolerance_is_as_near_as_the_engine_s_own(name):
     """With 1e-5, as far from the engine's answer at 1e-9 as powergym is with its 1e-4; docs/steps.md says how fast."""
-    day, apart = RECORDED["ieee13"], []
-    for tolerance in (1e-5, 1e-8):
-        env, params = powergym("ieee13", np.array([day["multipliers"]]), tolerance=tolerance)
-        _, state = env.reset(jax.random.key(0), params)
-        step, rewards = jax.jit(env.step), []
-        for action, kwh in zip(day["actions"], day["kwh_before"], strict=True):
-            state = dataclasses.replace(state, storage=state.storage.replace(kwh=jnp.array(kwh)))
-            _, state, reward, *_ = step(jax.random.key(1), state, jnp.array(action), params)
-            rewards.append(float(reward))
-        apart.append(np.max(np.abs(np.array(rewards) - day["rewards"])))
-    own = np.max(np.abs(np.array(day["rewards_at_its_tolerance"]) - day["rewards"]))
-    assert 10 * apart[1] < apart[0] < own
+    day = RECORDED[name]
+    env, params = powergym(name, np.array([day["multipliers"]]), tolerance=1e-5)
+    apart = np.abs(played(env, params, day) - day["rewards"])
+    own = np.abs(np.array(day["rewards_at_its_tolerance"]) - day["rewards"])
+    own = own[own < 2e-4]  # beyond that a kWh was rounded the other way, see above
+    assert 2e-5 < apart.max() < own.max()  # with the tolerance of 1e-8 it is below 2e-5, see above
 
 
 def test_an_unknown_system_is_refused():

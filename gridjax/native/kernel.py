@@ -56,7 +56,11 @@ NEAR = 0.1  # the last change, in per unit, of voltages worth starting from
 INNER_GAIN = 1e-3  # how far below the outer change
 DIRECTIONS = 16  # of a linear solution, before it starts anew
 
+# What is called for every unit: a call would put all of `Circuit` and `Room` on the stack.
+inlined = njit(forceinline=True)
+
 up_33, down_33 = product(6, 6, onto=True), product(6, 6, 6, onto=False)
+up_93, down_93 = product(6, 18, onto=True), product(18, 18, 6, onto=False)
 up_11, down_11 = product(2, 2, onto=True), product(2, 2, 2, onto=False)
 up_21, down_21 = product(2, 4, onto=True), product(4, 4, 2, onto=False)
 up_22, down_22 = product(4, 4, onto=True), product(4, 4, 4, onto=False)
@@ -166,6 +170,8 @@ def sweep(circuit, operators, c, j, zero):
             up_21(j, h, operators, t, j, s)
         elif a == 4 and n == 4:
             up_22(j, h, operators, t, j, s)
+        elif a == 18 and n == 6:  # three regulators
+            up_93(j, h, operators, t, j, s)
         else:
             for i in range(n):
                 total = load(j, h + i)
@@ -183,6 +189,8 @@ def sweep(circuit, operators, c, j, zero):
             down_21(c, s, operators, o, j, s, c, h)
         elif a == 4 and n == 4:
             down_22(c, s, operators, o, j, s, c, h)
+        elif a == 18 and n == 6:
+            down_93(c, s, operators, o, j, s, c, h)
         else:
             w = o + a * a
             for i in range(a):
@@ -204,10 +212,15 @@ def _branch(unit, o, q, v, inverse, high, inside, low, zero):
     band = (inverse * power + spread(current)) * inverse + spread(at(unit, o + IMPEDANCE_P + 3 * q))
     slope = zero - half * (inverse * (power + power) + spread(current)) * inverse
     if extra != 0:
-        exponent = spread(at(unit, o + EXPONENT_P + q)) - full(zero, 2.0)
-        term = exponential(logarithm(v) * exponent) * extra
+        exponent = at(unit, o + EXPONENT_P + q)
+        if exponent == 1:  # OpenDSS's own for active power, and 2 for reactive
+            term = inverse * extra
+        elif exponent == 2:
+            term = spread(extra)
+        else:
+            term = exponential(logarithm(v) * (spread(exponent) - full(zero, 2.0))) * extra
         band = band + term
-        slope = slope + term * half * exponent
+        slope = slope + term * half * (spread(exponent) - full(zero, 2.0))
     line = inverse * offset + spread(at(unit, o + SLOPE_P + q))
     outside = select(low, spread(at(unit, o + LOW_P + q)), line)
     factor = select(high, spread(at(unit, o + HIGH_P + q)), select(inside, band, outside))
@@ -239,27 +252,41 @@ def law(unit, o, re, im, zero):
     return fp, fq, dp, dq
 
 
-@njit
+@inlined
 def is_plain(unit, o):
-    """Whether a law has only power and impedance between its limits."""
+    """Whether a law has only power, current and impedance between its limits."""
+    return at(unit, o + EXTRA_P) == 0 and at(unit, o + EXTRA_Q) == 0 and at(unit, o + CUTOFF) <= 0
+
+
+@inlined
+def is_impedance(unit, o):
+    """Whether a plain law is an impedance at any voltage, as those of taps and capacitors are."""
     return (
-        at(unit, o + CURRENT_P) == 0 and at(unit, o + CURRENT_Q) == 0 and at(unit, o + EXTRA_P) == 0
-        and at(unit, o + EXTRA_Q) == 0 and at(unit, o + CUTOFF) <= 0
+        at(unit, o + POWER_P) == 0 and at(unit, o + POWER_Q) == 0 and at(unit, o + CURRENT_P) == 0
+        and at(unit, o + CURRENT_Q) == 0 and at(unit, o + VMIN) <= 0 and at(unit, o + VMAX) >= 1e9
     )  # fmt: skip
 
 
-@njit
+@inlined
 def drawn(unit, o, re, im, zero):
     """The factors of the power drawn. A scenario's does not depend on whether its neighbours leave the limits."""
     if not is_plain(unit, o):
         fp, fq, _, _ = law(unit, o, re, im, zero)
         return fp, fq
+    fp, fq = spread(at(unit, o + IMPEDANCE_P)), spread(at(unit, o + IMPEDANCE_Q))
+    if is_impedance(unit, o):
+        return fp, fq
     v2 = re * re + im * im
-    inverse = full(zero, 1.0) / v2
-    fp = inverse * at(unit, o + POWER_P) + spread(at(unit, o + IMPEDANCE_P))
-    fq = inverse * at(unit, o + POWER_Q) + spread(at(unit, o + IMPEDANCE_Q))
+    if at(unit, o + CURRENT_P) == 0 and at(unit, o + CURRENT_Q) == 0:
+        inverse = full(zero, 1.0) / v2
+        fp, fq = inverse * at(unit, o + POWER_P) + fp, inverse * at(unit, o + POWER_Q) + fq
+    else:
+        inverse = full(zero, 1.0) / root(v2)
+        fp = (inverse * at(unit, o + POWER_P) + spread(at(unit, o + CURRENT_P))) * inverse + fp
+        fq = (inverse * at(unit, o + POWER_Q) + spread(at(unit, o + CURRENT_Q))) * inverse + fq
     lo, hi = at(unit, o + VMIN), at(unit, o + VMAX)
-    inside = both(above(v2, spread(lo * lo)), at_most(v2, spread(hi * hi)))
+    high, inside = above(v2, spread(hi * hi)), above(v2, spread(lo * lo))
+    fp, fq = select(high, spread(at(unit, o + HIGH_P)), fp), select(high, spread(at(unit, o + HIGH_Q)), fq)
     if not all_true(inside):
         beyond_p, beyond_q, _, _ = law(unit, o, re, im, zero)
         fp, fq = select(inside, fp, beyond_p), select(inside, fq, beyond_q)
@@ -271,13 +298,26 @@ def drawn_and_slopes(unit, o, re, im, zero):
     """What `law` gives, of plain laws at less cost; of a scenario the same in any company, too."""
     if not is_plain(unit, o):
         return law(unit, o, re, im, zero)
+    fp, fq = spread(at(unit, o + IMPEDANCE_P)), spread(at(unit, o + IMPEDANCE_Q))
+    if is_impedance(unit, o):
+        return fp, fq, zero, zero
     v2 = re * re + im * im
-    inverse = full(zero, 1.0) / v2
-    p, q = inverse * at(unit, o + POWER_P), inverse * at(unit, o + POWER_Q)
-    fp, fq = p + spread(at(unit, o + IMPEDANCE_P)), q + spread(at(unit, o + IMPEDANCE_Q))
-    dp, dq = zero - p * inverse, zero - q * inverse
+    if at(unit, o + CURRENT_P) == 0 and at(unit, o + CURRENT_Q) == 0:
+        inverse = full(zero, 1.0) / v2
+        p, q = inverse * at(unit, o + POWER_P), inverse * at(unit, o + POWER_Q)
+        dp, dq = zero - p * inverse, zero - q * inverse
+    else:
+        by_v = full(zero, 1.0) / root(v2)
+        p, q = by_v * at(unit, o + POWER_P), by_v * at(unit, o + POWER_Q)
+        ip, iq = spread(at(unit, o + CURRENT_P)), spread(at(unit, o + CURRENT_Q))
+        fall = by_v * by_v * by_v * full(zero, -0.5)
+        dp, dq = (p + p + ip) * fall, (q + q + iq) * fall
+        p, q = (p + ip) * by_v, (q + iq) * by_v
+    fp, fq = p + fp, q + fq
     lo, hi = at(unit, o + VMIN), at(unit, o + VMAX)
-    inside = both(above(v2, spread(lo * lo)), at_most(v2, spread(hi * hi)))
+    high, inside = above(v2, spread(hi * hi)), above(v2, spread(lo * lo))
+    fp, fq = select(high, spread(at(unit, o + HIGH_P)), fp), select(high, spread(at(unit, o + HIGH_Q)), fq)
+    dp, dq = select(high, zero, dp), select(high, zero, dq)
     if not all_true(inside):
         gp, gq, hp, hq = law(unit, o, re, im, zero)
         fp, fq = select(inside, fp, gp), select(inside, fq, gq)
@@ -285,7 +325,7 @@ def drawn_and_slopes(unit, o, re, im, zero):
     return fp, fq, dp, dq
 
 
-@njit
+@inlined
 def inject(circuit, k, xr, xi, j):
     """Adds the current of unit k at its terms."""
     for t in range(at(circuit.term_start, k), at(circuit.term_start, k + 1)):
@@ -294,7 +334,7 @@ def inject(circuit, k, xr, xi, j):
         store(j, c + 1, load(j, c + 1) + xi * w)
 
 
-@njit
+@inlined
 def see(circuit, k, c, zero):
     """The voltage of unit k."""
     yr, yi = zero, zero
@@ -305,7 +345,7 @@ def see(circuit, k, c, zero):
     return yr, yi
 
 
-@njit
+@inlined
 def source(circuit, k, s, zero):
     """The current of a further source at unit k, from the sources' EMF in pu."""
     o = k * COLUMNS

@@ -12,6 +12,7 @@ from feeders_for_tests import every_element_feeder
 
 import gridjax
 from gridjax import feeders
+from gridjax.feeder import Load
 from gridjax.native import calls
 
 NAMES = ["ieee13", "ieee34", "ieee37", "ieee123", "european_lv"]
@@ -291,8 +292,12 @@ def test_a_point_of_another_precision():
 
 
 def test_every_law_from_low_to_high_voltage():
-    """All load models of one circuit between, at and beyond their limits: voltages and slopes."""
+    """All load models of one circuit between, at and beyond their limits, or without any: voltages and slopes."""
     feeder = every_element_feeder()
+    limitless = {"vmin_pu": 0.0, "vmax_pu": 1e9, "vlow_pu": 0.0}
+    zipv = (0.8, 0.0, 0.0, 1.3, 0.0, 0.0, 0.0)
+    more = Load("limitless", "e2.1.0", 1, "wye", 8, 2.4, 30.0, 20.0, zipv=zipv, **limitless)
+    feeder = dataclasses.replace(feeder, loads=(*feeder.loads, more))
     grid = gridjax.compile(feeder, dtype=np.float64)
     floating = np.array([name.startswith("m.") for name in feeder.node_names])  # behind a delta: only line to line
     tiers = dataclasses.replace(grid, **TIERS)

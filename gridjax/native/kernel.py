@@ -269,33 +269,10 @@ def is_impedance(unit, o):
 
 @inlined
 def drawn(unit, o, re, im, zero):
-    """The factors of the power drawn. A scenario's does not depend on whether its neighbours leave the limits."""
-    if not is_plain(unit, o):
-        fp, fq, _, _ = law(unit, o, re, im, zero)
-        return fp, fq
-    fp, fq = spread(at(unit, o + IMPEDANCE_P)), spread(at(unit, o + IMPEDANCE_Q))
-    if is_impedance(unit, o):
-        return fp, fq
-    v2 = re * re + im * im
-    if at(unit, o + CURRENT_P) == 0 and at(unit, o + CURRENT_Q) == 0:
-        inverse = full(zero, 1.0) / v2
-        fp, fq = inverse * at(unit, o + POWER_P) + fp, inverse * at(unit, o + POWER_Q) + fq
-    else:
-        inverse = full(zero, 1.0) / root(v2)
-        fp = (inverse * at(unit, o + POWER_P) + spread(at(unit, o + CURRENT_P))) * inverse + fp
-        fq = (inverse * at(unit, o + POWER_Q) + spread(at(unit, o + CURRENT_Q))) * inverse + fq
-    lo, hi = at(unit, o + VMIN), at(unit, o + VMAX)
-    high, inside = above(v2, spread(hi * hi)), above(v2, spread(lo * lo))
-    fp, fq = select(high, spread(at(unit, o + HIGH_P)), fp), select(high, spread(at(unit, o + HIGH_Q)), fq)
-    if not all_true(inside):
-        beyond_p, beyond_q, _, _ = law(unit, o, re, im, zero)
-        fp, fq = select(inside, fp, beyond_p), select(inside, fq, beyond_q)
-    return fp, fq
+    """What `law` gives, of plain laws at less cost; where derivatives are not used they cost nothing.
 
-
-@njit
-def drawn_and_slopes(unit, o, re, im, zero):
-    """What `law` gives, of plain laws at less cost; of a scenario the same in any company, too."""
+    What it gives for a scenario does not depend on whether its neighbours leave the limits.
+    """
     if not is_plain(unit, o):
         return law(unit, o, re, im, zero)
     fp, fq = spread(at(unit, o + IMPEDANCE_P)), spread(at(unit, o + IMPEDANCE_Q))
@@ -367,7 +344,7 @@ def draw(circuit, room, apart, zero):
         re, im = ur + spread(at(unit, o + NO_LOAD)), ui + spread(at(unit, o + NO_LOAD + 1))
         d, share = at(circuit.device, k), at(unit, o + SHARE)
         p, q = load(room.p, d) * share, load(room.q, d) * share
-        fp, fq = drawn(unit, o, re, im, zero)
+        fp, fq, _, _ = drawn(unit, o, re, im, zero)
         a, b = p * fp, q * fq
         sr, si = source(circuit, k, room.s, zero)
         xr, xi = sr - a * re - b * im, si + b * re - a * im
@@ -392,7 +369,7 @@ def linearise(circuit, room, zero):
         re, im = ur + spread(at(unit, o + NO_LOAD)), ui + spread(at(unit, o + NO_LOAD + 1))
         d, share = at(circuit.device, k), at(unit, o + SHARE)
         p, q = load(room.p, d) * share, load(room.q, d) * share
-        fp, fq, dp, dq = drawn_and_slopes(unit, o, re, im, zero)
+        fp, fq, dp, dq = drawn(unit, o, re, im, zero)
         store(room.w, 2 * k, re)
         store(room.w, 2 * k + 1, im)
         store(room.f, 2 * k, fp * share)

@@ -57,9 +57,8 @@ class Effort:
     iterations: int = 150
 
 
-MIDDLE = Effort(training=8, searched=8, iterations=60)
-RESTORATION = Effort(training=5, searched=5)
-LARGE = Effort(training=2, searched=2, near=True, rounds=1, sweeps=1, iterations=30)
+SLOPES = 60  # steps of the gradient where a day takes long: 8,531 nodes, or an island (22 power flows a step)
+MANY = 5000  # nodes: only positions near the present ones are tried
 QUICK = Effort(held_out=3, training=2, searched=2, near=True, rounds=1, sweeps=1, iterations=2)
 
 
@@ -78,16 +77,9 @@ class Case:
 
 
 def effort_for(name: str) -> Effort:
-    """Less for larger feeders, for islands, whose step is 22 power flows, and for restoration.
-
-    Its search plays a day for every position in every step.
-    """
-    if name.startswith("Restoration"):
-        return RESTORATION
-    nodes = len(feeder_of(name).node_names)
-    if name.startswith("Microgrid"):
-        return MIDDLE if nodes < 1000 else LARGE
-    return Effort() if nodes < 1000 else MIDDLE if nodes < 5000 else LARGE
+    """Fewer steps of the gradient, and fewer positions, where a day takes long."""
+    many = len(feeder_of(name).node_names) > MANY
+    return Effort(near=many, iterations=SLOPES if many or name.startswith("Microgrid") else Effort.iterations)
 
 
 def prepare(name: str, effort: Effort | None, days: int | None) -> Case:

@@ -26,14 +26,13 @@ from gridjax.control.charging import ChargingState, Sessions, charge
 from gridjax.control.charging import place as place_cars
 from gridjax.control.storage import Power, Storages, StorageState, initial, operate
 from gridjax.control.storage import place as place_batteries
-from gridjax.env.environment import Environment, Outcome
+from gridjax.env.environment import SWEEPS, Environment, Outcome
 from gridjax.grid import Grid, OperatingPoint
 from gridjax.powerflow import results
 from gridjax.powerflow.solve import PowerFlow, solve
 from gridjax.profiles import Profiles, at
 
 START_HOUR = 12.0
-ITERATIONS = 400  # a long feeder at 0.75 pu takes more than the default
 FEATURES = (
     "inverter", "battery", "car", "voltage", "mean voltage of neighbours", "lowest of neighbours",
     "highest of neighbours", "power over rating", "state of charge", "hours left", "price", "time sine", "time cosine",
@@ -179,7 +178,7 @@ class DerControl(Environment):
             source_kw=jnp.zeros((), dtype),
         )
         point, *_, power = self.act(state, self.nothing(), params)
-        flow = solve(params.grid, point, max_iterations=ITERATIONS)
+        flow = solve(params.grid, point, max_iterations=SWEEPS)
         source = jnp.sum(results.source_power(params.grid, point, flow)).real
         v, source = (jnp.where(flow.converged, a, jnp.nan) for a in (jnp.abs(flow.v), source))
         return dataclasses.replace(state, v=v, power=power, source_kw=source)
@@ -224,7 +223,7 @@ class DerControl(Environment):
         """Sets the devices, lets loads, sun and price move on, and solves."""
         del key
         point, storage, charging, books, curtailed, power = self.act(state, action, params)
-        flow = solve(params.grid, point, max_iterations=ITERATIONS)
+        flow = solve(params.grid, point, max_iterations=SWEEPS)
         source = jnp.sum(results.source_power(params.grid, point, flow)).real
         new = dataclasses.replace(
             state, t=state.t + 1, storage=storage, charging=charging, v=jnp.abs(flow.v), power=power, source_kw=source

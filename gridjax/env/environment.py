@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from gridjax.env.lanes import pick, where_any
 
 UNSOLVED = "power flow not solved"
+SWEEPS = 1000  # at most: a long feeder at 0.8 pu and below takes hundreds, and to stop there would end the episode
 Move = tuple[Any, jax.Array, jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]
 Step = tuple[jax.Array, Any, jax.Array, jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]
 

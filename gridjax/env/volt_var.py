@@ -31,7 +31,7 @@ import jax.numpy as jnp
 
 import gridjax.powerflow.results as results
 from gridjax.control.storage import Power, Storages, StorageState, initial, operate, place
-from gridjax.env.environment import Environment, Outcome
+from gridjax.env.environment import SWEEPS, Environment, Outcome
 from gridjax.grid import Grid, OperatingPoint
 from gridjax.powerflow.solve import PowerFlow, solve
 
@@ -215,7 +215,7 @@ class VoltVar(Environment):
         )
         before = self.horizon - 1 if self.as_powergym else 0
         point = self.point(dataclasses.replace(state, t=jnp.asarray(before)), params, idle)
-        flow = solve(params.grid, point, tol=self.tolerance)
+        flow = solve(params.grid, point, tol=self.tolerance, max_iterations=SWEEPS)
         v = jnp.where(flow.converged, jnp.abs(flow.v), jnp.nan)
         return dataclasses.replace(state, v=v, level=self._level(state, params))
 
@@ -266,14 +266,14 @@ class VoltVar(Environment):
         if self.as_powergym:
             kw = self._allowed(share, state, params)
             point = self.point(new, params, kw)
-            flow = solve(grid, point, tol=self.tolerance)
+            flow = solve(grid, point, tol=self.tolerance, max_iterations=SWEEPS)
             storage, power = self._debit(state, params, point, flow)
         else:
             request = Power(share * params.batteries.kw_rated, jnp.zeros_like(share))
             given, storage, _ = operate(params.batteries, state.storage, request, hours)
             kw = given.kw
             point = place(self.point(new, params, kw), params.batteries, given)
-            flow = solve(grid, point, tol=self.tolerance)
+            flow = solve(grid, point, tol=self.tolerance, max_iterations=SWEEPS)
             power = kw / params.batteries.kw_rated
         t = state.t + 1
         new = dataclasses.replace(new, t=t, storage=storage, power=power, v=jnp.abs(flow.v))

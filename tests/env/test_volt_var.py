@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from feeders_for_tests import MIDDLE, two_bus_feeder
 
 import gridjax
 from gridjax.env.tasks import make, multipliers, names
 from gridjax.env.volt_var import FEATURES
 from gridjax.env.volt_var_tasks import powergym, volt_var
+from gridjax.feeder import Capacitor, Load
 
 DAYS = np.full((1, 4, 15), 0.8)
 
@@ -180,3 +182,24 @@ def test_devices_actions_are_the_whole_s(clean, actions):
     }[actions]
     np.testing.assert_allclose(env.from_devices(asked), wanted)
     assert jnp.issubdtype(env.from_devices(asked).dtype, jnp.integer) == (actions == "discrete")
+
+
+def test_a_load_near_the_nose_takes_many_sweeps_and_does_not_end_the_day():
+    heavy = two_bus_feeder().replace(
+        loads=(Load("s1", "b.1.0", 1, "wye", 1, MIDDLE, 100.0, 33.0, vmin_pu=0.3, vmax_pu=2.0, vlow_pu=0.2),),
+        capacitors=(Capacitor("c1", "b.1.2.3", 3, "wye", 4.16, (1.0,), (True,), "b.0.0.0"),),
+    )
+    factor = 22.25
+    env, params = volt_var(heavy, np.array([[[0.1], [0.1], [factor], [0.1]]]))
+    _, state = env.reset(jax.random.key(0), params)
+    step = jax.jit(env.step)
+    for t in range(3):
+        _, state, _, _, terminated, _, info = step(jax.random.key(t), state, jnp.ones(1, int), params)
+        assert info["solved"] and not terminated
+    nominal = params.grid.nominal
+    point = dataclasses.replace(nominal, load_kw=factor * nominal.load_kw, load_kvar=factor * nominal.load_kvar)
+    exact = gridjax.solve(params.grid, point, method="newton")
+    assert not gridjax.solve(params.grid, point).converged and exact.converged
+    np.testing.assert_allclose(
+        state.v, jnp.abs(exact.v), atol=1e-6
+    )  # the last sweep still moves by a share of its step

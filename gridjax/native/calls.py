@@ -183,24 +183,43 @@ def available() -> bool:
 
 def element_currents(elements, v: jax.Array, tap: jax.Array, *, series: bool, peaks: bool) -> jax.Array:
     """What `gridjax.powerflow.element_currents` gives, of a batch."""
-    branches, taps = elements.branches, elements.taps
-    count, terminals, n = branches.nodes.shape
-    batch, dtype = v.shape[0], branches.y_re.dtype
-    y = jnp.stack([branches.y_re, branches.y_im], axis=-1)
-    mirrored = jnp.zeros(count, bool)
-    if series:
-        own, mutual, back, beyond = y[:, :n, :n], y[:, :n, n:], y[:, n:, :n], y[:, n:, n:]
-        mirrored = jnp.all((own == -mutual) & (own == -back) & (own == beyond), axis=(1, 2, 3))
+    count, terminals, n = elements.branches.nodes.shape
+    batch, dtype = v.shape[0], elements.branches.y_re.dtype
     numbers = (0, count * terminals) if peaks else (count * terminals * n, 0)
-    sizes = [batch, *numbers, count, terminals, n, v.shape[1], tap.shape[1], int(series)]
     amps, most = _call(
         "currents",
         [
             jax.ShapeDtypeStruct((0 if peaks else batch, count, terminals, n), jnp.result_type(dtype, jnp.complex64)),
             jax.ShapeDtypeStruct((batch if peaks else 0, count, terminals), dtype),
         ],
+        *_elements(elements, v, tap, numbers, series),
+    )  # fmt: skip
+    return most if peaks else amps
+
+
+def largest_cotangent(elements, v: jax.Array, tap: jax.Array, bar: jax.Array, *, series: bool):
+    """Cotangents of the parts of v (batch, nodes) and of the taps from those of the largest currents."""
+    batch, dtype = v.shape[0], elements.branches.y_re.dtype
+    pairs, taps = _call(
+        "largest_cotangent",
+        [jax.ShapeDtypeStruct((*v.shape, 2), dtype), jax.ShapeDtypeStruct((batch, tap.shape[1]), dtype)],
+        *_elements(elements, v, tap, (0, 0), series), bar,
+    )  # fmt: skip
+    return pairs[..., 0], pairs[..., 1], taps
+
+
+def _elements(elements, v: jax.Array, tap: jax.Array, numbers: tuple[int, int], series: bool) -> tuple[jax.Array, ...]:
+    """The first arguments of what has to do with currents."""
+    branches, taps = elements.branches, elements.taps
+    count, terminals, n = branches.nodes.shape
+    y = jnp.stack([branches.y_re, branches.y_im], axis=-1)
+    mirrored = jnp.zeros(count, bool)
+    if series:
+        own, mutual, back, beyond = y[:, :n, :n], y[:, :n, n:], y[:, n:, :n], y[:, n:, n:]
+        mirrored = jnp.all((own == -mutual) & (own == -back) & (own == beyond), axis=(1, 2, 3))
+    sizes = [v.shape[0], *numbers, count, terminals, n, v.shape[1], tap.shape[1], int(series)]
+    return (
         branches.nodes, y, elements.node_volts, taps.regulator, jnp.stack([taps.ground_re, taps.ground_im], axis=-1),
         jnp.any(y != 0, axis=(2, 3)).astype(jnp.int32), mirrored.astype(jnp.int32), jnp.array(sizes, jnp.int32), v,
         tap, taps.tap,
     )  # fmt: skip
-    return most if peaks else amps

@@ -1,4 +1,11 @@
-"""Currents into elements from the nodes' voltages, a few scenarios at a time: `gridjax.powerflow.element_currents`."""
+"""Currents into elements from the nodes' voltages, a few scenarios at a time: `gridjax.powerflow.element_currents`.
+
+And what the largest current of each terminal says to voltages and taps, backwards: with `I = s Y x + (1/s - s) g x`,
+`x = s v` and a bar for derivatives of a real number (in real coordinates),
+
+    x_bar = Y^H s I_bar + (1/s - s) g^H I_bar,   v_bar = s x_bar,
+    s_bar = (Y x - (1/s^2 + 1) g x) . I_bar + x . x_bar / s.
+"""
 
 # Numba gives intrinsics their first argument, the typing context, itself.
 # pyright: reportCallIssue=false, reportGeneralTypeIssues=false
@@ -9,7 +16,10 @@ from typing import Any, NamedTuple
 from numba import njit
 
 from gridjax.native.lanes import (
+    above,
+    all_true,
     at,
+    at_most,
     full,
     full_zero,
     further,
@@ -17,9 +27,11 @@ from gridjax.native.lanes import (
     gather_pair,
     largest,
     load,
+    magnitude,
     root,
     scatter,
     scatter_pair,
+    select,
     spread,
     store,
 )
@@ -49,8 +61,9 @@ class Elements(NamedTuple):
 
 @njit
 def room_size(elements):
-    """How many vectors a pass needs."""
-    return 2 * elements.terminals * elements.conductors + 2 * elements.conductors + elements.terminals
+    """How many vectors a pass needs; those of the nodes only backwards."""
+    rows = elements.terminals * elements.conductors
+    return 6 * rows + 2 * elements.conductors + elements.terminals + 2 * elements.nodes + elements.regulators
 
 
 @njit
@@ -160,3 +173,117 @@ def currents_pass(elements, x, first, last, v, tap, amps, peaks, whole):
                         a = largest(a, re * re + im * im)
                 if not whole:
                     scatter(peaks, first, last, terminals * elements.count, k * terminals + t, root(a))
+
+
+@njit
+def _largest_only(elements, t, amps, bar, bars, zero):
+    """Derivatives by the currents `amps` of terminal t from that by the largest; of equal ones the first has it."""
+    n = elements.conductors
+    most = zero
+    for i in range(t * n, t * n + n):
+        re, im = load(amps, 2 * i), load(amps, 2 * i + 1)
+        own = re * re + im * im
+        most = largest(most, own)
+        store(bars, 2 * i, own)  # computed again it could be rounded otherwise, and none would be the largest
+    left = select(above(most, zero), bar / root(most), zero)
+    for i in range(t * n, t * n + n):
+        lower = above(most, load(bars, 2 * i))
+        part = select(lower, zero, left)
+        left = select(lower, left, zero)
+        store(bars, 2 * i, part * load(amps, 2 * i))
+        store(bars, 2 * i + 1, part * load(amps, 2 * i + 1))
+
+
+@njit
+def _by_ratio(elements, k, t, x, amps, bars, one, zero):
+    """The part of s_bar at terminal t with x held, and the bars as Y's own current has them."""
+    n, rows = elements.conductors, elements.terminals * elements.conductors
+    scale = load(x, 2 * rows + t)
+    rest, total = one / scale - scale, zero
+    for i in range(t * n, t * n + n):
+        br, bi = load(bars, 2 * i), load(bars, 2 * i + 1)
+        gr, gi = _times(elements.ground, k * rows + i, x, i, zero, zero)
+        re, im = (load(amps, 2 * i) - rest * gr) / scale, (load(amps, 2 * i + 1) - rest * gi) / scale
+        both = one / (scale * scale) + one
+        total = total + (re - both * gr) * br + (im - both * gi) * bi
+    return total
+
+
+@njit
+def _back(elements, k, j, x, bars, one, zero):
+    """x_bar at row j of element k."""
+    n, rows = elements.conductors, elements.terminals * elements.conductors
+    re, im = zero, zero
+    for i in range(rows):
+        if at(elements.used, k * rows + i):
+            br, bi = load(bars, 2 * i), load(bars, 2 * i + 1)
+            scale = load(x, 2 * rows + i // n)
+            g, b = at(elements.y, 2 * ((k * rows + i) * rows + j)), at(elements.y, 2 * ((k * rows + i) * rows + j) + 1)
+            re, im = re + scale * (br * g + bi * b), im + scale * (bi * g - br * b)
+    if at(elements.regulator, k * elements.terminals + j // n) < elements.regulators:
+        scale, br, bi = load(x, 2 * rows + j // n), load(bars, 2 * j), load(bars, 2 * j + 1)
+        rest = one / scale - scale
+        g, b = at(elements.ground, 2 * (k * rows + j)), at(elements.ground, 2 * (k * rows + j) + 1)
+        re, im = re + rest * (br * g + bi * b), im + rest * (bi * g - br * b)
+    return re, im
+
+
+@njit
+def largest_cotangent_pass(elements, x, first, last, v, tap, bar, v_bar, tap_bar):
+    """Derivatives by voltages and taps of some scenarios from those by the largest current of each terminal.
+
+    An element none of whose currents matters, as one that is not overloaded, is left out.
+    """
+    zero = full_zero(x)
+    one = full(zero, 1.0)
+    n, terminals = elements.conductors, elements.terminals
+    rows = terminals * n
+    difference = further(x, 2 * rows + terminals)
+    amps = further(difference, 2 * n)
+    bars = further(amps, 2 * rows)
+    nodes = further(bars, 2 * rows)
+    taps = further(nodes, 2 * elements.nodes)
+    for i in range(2 * elements.nodes + elements.regulators):
+        store(nodes, i, zero)
+    for k in range(elements.count):
+        most = zero
+        for t in range(terminals):
+            most = most + magnitude(gather(bar, first, last, elements.count * terminals, k * terminals + t))
+        if all_true(at_most(most, zero)):
+            continue
+        _see(elements, k, first, last, v, tap, x, one, zero)
+        for j in range(2 * n):
+            store(difference, j, load(x, j) - load(x, 2 * n + j))
+        for i in range(rows):
+            re, im = zero, zero
+            if at(elements.used, k * rows + i):
+                if elements.series:
+                    ar, ai, br, bi = _series_rows(elements, k, i % n, x, difference, zero)
+                    re, im = (ar, ai) if i < n else (br, bi)
+                else:
+                    re, im = _row(elements, k, i, x, zero)
+            store(amps, 2 * i, re)
+            store(amps, 2 * i + 1, im)
+        for t in range(terminals):
+            own = gather(bar, first, last, elements.count * terminals, k * terminals + t)
+            _largest_only(elements, t, amps, own, bars, zero)
+        for t in range(terminals):
+            regulator, scale, total = at(elements.regulator, k * terminals + t), load(x, 2 * rows + t), zero
+            if regulator < elements.regulators:
+                total = _by_ratio(elements, k, t, x, amps, bars, one, zero)
+            for j in range(t * n, t * n + n):
+                node = at(elements.node, k * rows + j)
+                if node < elements.nodes:
+                    re, im = _back(elements, k, j, x, bars, one, zero)
+                    total = total + (re * load(x, 2 * j) + im * load(x, 2 * j + 1)) / scale
+                    volts = scale * at(elements.volts, node)
+                    store(nodes, 2 * node, load(nodes, 2 * node) + re * volts)
+                    store(nodes, 2 * node + 1, load(nodes, 2 * node + 1) + im * volts)
+            if regulator < elements.regulators:
+                made = spread(at(elements.made, k * terminals + t))
+                store(taps, regulator, load(taps, regulator) - total * scale * scale / made)
+    for i in range(elements.nodes):
+        re, im = load(nodes, 2 * i), load(nodes, 2 * i + 1)
+        scatter_pair(v_bar, first, last, 2 * elements.nodes, 2 * i, re, im)
+    for r in range(elements.regulators):
+        scatter(tap_bar, first, last, elements.regulators, r, load(taps, r))

@@ -236,6 +236,16 @@ def _currents(frame, state, like, first, count):
     )  # fmt: skip
 
 
+@njit
+def _largest_cotangent(frame, state, like, first, count):
+    """Further arguments: voltages, taps, cotangents of the largest currents. Results: those of voltages and taps."""
+    sizes, (elements, room) = integers(_argument(frame, 7)), state
+    currents.largest_cotangent_pass(
+        elements, room, first, sizes[0] - 1, _floats(_argument(frame, 8), like), _floats(_argument(frame, 9), like),
+        _floats(_argument(frame, 11), like), _floats(_result(frame, 0), like), _floats(_result(frame, 1), like),
+    )  # fmt: skip
+
+
 def _work(name: str, begin, each, like, width: int, at: int) -> Any:
     def work(shared):
         """Takes passes while there are any. Without one nothing but `shared` may be touched: the call may be over."""
@@ -264,6 +274,12 @@ _cotangent_64 = _work("_cotangent_64", _begin, _cotangent, DOUBLE, 8, SIZES)
 _cotangent_32 = _work("_cotangent_32", _begin, _cotangent, SINGLE, 16, SIZES)
 _currents_64 = _work("_currents_64", _begin_currents, _currents, DOUBLE, 8, SIZES_OF_CURRENTS)
 _currents_32 = _work("_currents_32", _begin_currents, _currents, SINGLE, 16, SIZES_OF_CURRENTS)
+_largest_cotangent_64 = _work(
+    "_largest_cotangent_64", _begin_currents, _largest_cotangent, DOUBLE, 8, SIZES_OF_CURRENTS
+)
+_largest_cotangent_32 = _work(
+    "_largest_cotangent_32", _begin_currents, _largest_cotangent, SINGLE, 16, SIZES_OF_CURRENTS
+)
 
 
 def _task(work) -> Any:
@@ -454,10 +470,35 @@ def currents_32(frame):
     return 0
 
 
+_largest_cotangent_64_task = _task(_largest_cotangent_64)
+
+
+def largest_cotangent_64(frame):
+    """What the largest currents say to voltages and taps, in float64."""
+    if not _asks_for_version(frame):
+        shared = _start(frame, SIZES_OF_CURRENTS, 8, _largest_cotangent_64_task(), False)
+        _largest_cotangent_64(shared)
+        _finish(shared)
+    return 0
+
+
+_largest_cotangent_32_task = _task(_largest_cotangent_32)
+
+
+def largest_cotangent_32(frame):
+    """What the largest currents say to voltages and taps, in float32."""
+    if not _asks_for_version(frame):
+        shared = _start(frame, SIZES_OF_CURRENTS, 16, _largest_cotangent_32_task(), False)
+        _largest_cotangent_32(shared)
+        _finish(shared)
+    return 0
+
+
 HANDLERS = {
     f.__name__: f
     for f in (
         solve_64, solve_32, tangent_64, tangent_32, cotangent_64, cotangent_32, currents_64, currents_32,
+        largest_cotangent_64, largest_cotangent_32,
     )
 }  # fmt: skip
 _KEPT: dict[str, object] = {}

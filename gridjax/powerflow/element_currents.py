@@ -15,6 +15,7 @@ from gridjax.extremes import largest
 from gridjax.namespace import einsum
 from gridjax.native import calls
 from gridjax.powerflow.chunks import batched
+from gridjax.powerflow.response import linear_solve, no_change
 
 CHUNK = 64  # scenarios whose currents stay in a processor's cache, about
 
@@ -55,6 +56,18 @@ def element_currents(series: bool, peaks: bool):
         usable=lambda _: calls.available(),
     )
 
+    def plain_adjoint(elements, v, tap, bar):
+        def one(v, tap, bar):
+            parts = v.real, v.imag, tap
+            return jax.vjp(lambda re, im, tap: plain(elements, jax.lax.complex(re, im), tap), *parts)[1](bar)
+
+        return jax.vmap(one)(v, tap, bar)
+
+    adjoint = batched(
+        plain_adjoint, lambda _: CHUNK, functools.partial(calls.largest_cotangent, series=series),
+        usable=lambda _: calls.available(),
+    )  # fmt: skip
+
     @jax.custom_jvp
     def currents(elements, v, tap):
         return kernel(elements, v[None], tap[None])[0]
@@ -73,7 +86,42 @@ def element_currents(series: bool, peaks: bool):
 
         if not moved:
             return out, jnp.zeros_like(out)
+        if peaks and moved[0] >= len(leaves) - 2:  # nothing of the elements
+            return out, answer(*primals, *tangents[1:])
         return out, jax.jvp(by_moved, ([leaves[k] for k in moved],), ([changes[k] for k in moved],))[1]
+
+    def answer(elements, v, tap, dv, dtap):
+        """The change of the peaks, for whose transpose JAX takes the kernel: see `gridjax.powerflow.solve._answer`."""
+        change = {}
+        if type(dv) is not SymbolicZero:
+            change |= {"re": dv.real, "im": dv.imag}
+        if type(dtap) is not SymbolicZero and dtap.size and not series:
+            change |= {"tap": dtap}
+
+        def forward(part):
+            point = {"re": v.real, "im": v.imag, "tap": tap}
+            still = {k: a for k, a in point.items() if k not in part}
+
+            def of(part):
+                at = still | part
+                return plain(elements, jax.lax.complex(at["re"], at["im"]), at["tap"])
+
+            return jax.jvp(of, ({k: point[k] for k in part},), (part,))[1]
+
+        def matvec(b):
+            return b[0], b[1] - forward(b[0])
+
+        def solve(_, b):
+            return b[0], b[1] + forward(b[0])
+
+        def transposed(_, b):
+            bars = dict(zip(("re", "im", "tap"), adjoint(elements, v[None], tap[None], b[1][None]), strict=True))
+            return {k: a + bars[k][0] for k, a in b[0].items()}, b[1]
+
+        if not change:  # lines have no taps
+            return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(plain, elements, v, tap))
+        none = no_change(next(iter(change.values())), jax.eval_shape(plain, elements, v, tap))
+        return linear_solve(matvec, (change, none), solve, transposed)[1]
 
     currents.defjvp(rule, symbolic_zeros=True)
     return currents

@@ -12,6 +12,9 @@ converge, are solved by elimination.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +36,27 @@ INNER = 5  # chord steps a correction
 OUTER = 8  # corrections
 
 Slopes = tuple[jax.Array, jax.Array]  # by the real and the imaginary voltage, (zones, 2 slots, batch)
+
+
+def no_change(like: jax.Array, outcome: Any) -> Any:
+    """Zeros shaped like `outcome`, but linear in `like`: JAX transposes only what is. The transpose reads nothing."""
+    none = like.ravel()[:0]
+    return jax.tree.map(
+        lambda a: jax.lax.pad(none, jnp.zeros((), none.dtype), [(0, math.prod(a.shape), 0)]).reshape(a.shape), outcome
+    )
+
+
+def linear_solve(matvec: Callable[[Any], Any], b: Any, solve: Callable, transposed: Callable) -> Any:
+    """`jax.lax.custom_linear_solve` of many arrays, whose derivatives JAX refuses where only some of them have any.
+
+    So every array gets the sum of no entries of all the others: to JAX each depends on all, and nothing is computed.
+    """
+    return _tied(jax.lax.custom_linear_solve(lambda x: _tied(matvec(x)), _tied(b), solve, transposed))
+
+
+def _tied(tree: Any) -> Any:
+    nothing = sum(jnp.sum(a.ravel()[:0]) for a in jax.tree.leaves(tree))
+    return jax.tree.map(lambda a: a + nothing, tree)
 
 
 def _times(k: Slopes, y: jax.Array) -> jax.Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import flax.struct
@@ -18,7 +17,7 @@ from gridjax.native import calls
 from gridjax.powerflow.chord import rough
 from gridjax.powerflow.chunks import batched, in_chunks
 from gridjax.powerflow.newton import newton
-from gridjax.powerflow.response import cotangent, tangent
+from gridjax.powerflow.response import cotangent, linear_solve, no_change, tangent
 from gridjax.powerflow.sweep import (
     Inputs,
     Solution,
@@ -189,15 +188,10 @@ def _answer(
         return {k: a + getattr(bar, k)[0] for k, a in part.items()}, du[0], re, im, *rest
 
     if by_grid is None:
-        # Zero, but linear in the change: JAX transposes only what is. The transpose of this reads nothing.
-        none = next(iter(change.values())).ravel()[:0]
-        outcome = jax.eval_shape(lambda s: _sweep(grid, point, s), u)
-        right = tuple(
-            jax.lax.pad(none, jnp.zeros((), none.dtype), [(0, math.prod(a.shape), 0)]).reshape(a.shape) for a in outcome
-        )
+        right = no_change(next(iter(change.values())), jax.eval_shape(lambda s: _sweep(grid, point, s), u))
     else:
         _, right = jax.jvp(lambda g: _sweep(g, point, u), (grid,), (by_grid,))
-    _, du, re, im, source, taken = jax.lax.custom_linear_solve(matvec, (change, *right), solve_, transposed)
+    _, du, re, im, source, taken = linear_solve(matvec, (change, *right), solve_, transposed)
     return jax.lax.complex(re, im), du, source, taken
 
 

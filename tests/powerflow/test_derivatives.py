@@ -181,3 +181,31 @@ def test_a_feeder_without_regulators_capacitors_and_generators():
     ends = [compiled(grid.nominal.replace(load_kw=grid.nominal.load_kw + sign * h)) for sign in (1, -1)]
     assert slope.load_kw[0] == pytest.approx(float(ends[0] - ends[1]) / (2 * h), rel=1e-6)
     assert slope.load_kw[0] < 0
+
+
+def test_what_only_some_of_the_inputs_move_has_derivatives_of_second_order(grid, points):
+    """A weight scales a gradient; a tap turns a tangent; a direction has a load's part alone."""
+    point = jax.tree.map(lambda a: a[0], points)
+
+    def v(kw, tap):
+        return jnp.abs(gridjax.solve(grid, point.replace(load_kw=kw, tap=tap), tol=1e-12).v)
+
+    def total(kw, weight):
+        return weight * jnp.sum(v(kw, point.tap) ** 2)
+
+    kw, tap, toward = point.load_kw, point.tap, jnp.ones_like(point.tap)
+    slope = jit(jax.grad(total))
+    by_weight = jit(lambda w: jax.jvp(lambda w: jax.grad(total)(kw, w), (w,), (1.0,))[1])(2.0)
+    np.testing.assert_allclose(by_weight, slope(kw, 1.0), rtol=1e-9)
+    np.testing.assert_allclose(jit(jax.jacrev(lambda w: jax.grad(total)(kw, w)))(2.0), by_weight, rtol=1e-9)
+
+    def tangent(d, tap):
+        return jax.jvp(v, (kw, tap), (d, toward))[1]
+
+    ahead = jit(tangent)
+    by_direction = jit(lambda: jax.jvp(lambda d: tangent(d, tap), (kw,), (kw,))[1])()
+    np.testing.assert_allclose(by_direction, ahead(kw, tap) - ahead(0 * kw, tap), rtol=1e-6, atol=1e-12)
+    by_tap = jit(lambda: jax.jvp(lambda t: tangent(kw, t), (tap,), (toward,))[1])()
+    h = 1e-5
+    want = (ahead(kw, tap + h * toward) - ahead(kw, tap - h * toward)) / (2 * h)
+    np.testing.assert_allclose(by_tap, want, rtol=1e-5, atol=1e-7)

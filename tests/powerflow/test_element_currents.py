@@ -113,3 +113,45 @@ def test_an_open_tie_makes_no_zone_larger():
     flow = gridjax.solve(grid, grid.nominal, tol=1e-11)
     tiers = dataclasses.replace(grid, tree=None)
     np.testing.assert_allclose(flow.v, gridjax.solve(tiers, grid.nominal, tol=1e-11).v, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:feeder")
+@pytest.mark.parametrize(("name", "dtype"), CASES)
+def test_the_kernel_backwards_gives_what_the_formula_gives(name, dtype, monkeypatch):
+    """By voltages and taps, of all elements' largest currents and of the overloaded ones' only."""
+    grid, points, flows = case(name, dtype)
+    kinds = [k for k in ("lines", "transformers") if k in grid.branches]
+    weights = {k: np.random.default_rng(4).uniform(0.5, 1.5, grid.branches[k].nodes.shape[0]) for k in kinds}
+
+    def over(re, im, tap, limit, point, flow):
+        amps = gridjax.loading(grid, point.replace(tap=tap), dataclasses.replace(flow, v=jax.lax.complex(re, im)))
+        return sum(jnp.sum(jnp.maximum(amps[k].T - limit, 0.0) @ weights[k].astype(dtype)) for k in kinds)
+
+    def slopes():
+        gradient = jax.jit(jax.vmap(jax.grad(over, argnums=(0, 1, 2)), in_axes=(0, 0, 0, None, 0, 0)))
+        of = flows.v.real, flows.v.imag, points.tap
+        return [gradient(*of, limit, points, flows) for limit in (0.0, 1.0)]
+
+    have = slopes()
+    monkeypatch.setattr(calls, "ffi", None)
+    want = slopes()
+    assert all(np.abs(a).max() > 0 for a in jax.tree.leaves(have))
+    for a, b in zip(jax.tree.leaves(have), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=256 * np.finfo(dtype).eps * np.abs(b).max())
+
+
+def test_a_current_has_derivatives_of_second_order():
+    """By taps, backwards and forwards again, as the formula's."""
+    grid, points, flows = case("every element")
+    point, flow = (jax.tree.map(lambda a: a[0], tree) for tree in (points, flows))
+
+    def over(tap):
+        return sum(jnp.sum(a**2) for a in gridjax.loading(grid, point.replace(tap=tap), flow).values())
+
+    slope = jax.jit(jax.grad(over))
+    toward = np.random.default_rng(5).normal(size=point.tap.shape)
+    have = jax.jvp(slope, (point.tap,), (jnp.asarray(toward),))[1]
+    np.testing.assert_allclose(have, jax.jacrev(slope)(point.tap) @ toward, rtol=1e-9)
+    h = 1e-6
+    want = (slope(point.tap + h * toward) - slope(point.tap - h * toward)) / (2 * h)
+    np.testing.assert_allclose(have, want, rtol=1e-6, atol=1e-6 * np.abs(want).max())

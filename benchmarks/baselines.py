@@ -98,7 +98,7 @@ def page(record: dict[str, Any]) -> str:
     commands = " and ".join(f"`{command}`" for command in dict.fromkeys(case["command"] for case in cases))
     lines = [
         "# Baselines of the environments\n",
-        f"Written by {commands} on {meta['date']}: {meta['processor']}, {meta['cores']} cores, float64, "
+        f"Written by {commands} on {meta['date']}: {meta['processor']}, {meta['cores']} core{'s' if meta['cores'] > 1 else ''}, float64, "
         f"{sum(case['seconds'] for case in cases) / 60:.0f} minutes; "
         + ", ".join(f"{k} {v}" for k, v in meta["versions"].items())
         + ". Raw figures: [baselines.json](baselines.json).\n",
@@ -127,8 +127,7 @@ def explanation(seeds: dict[str, int]) -> list[str]:
         "programming over each device's path in turn (`benchmarks/searches.py`); in DER control and the microgrid "
         "gradient ascent through the environment, from no control's actions and from those of the policy that is best "
         "on the day (`benchmarks/ascent.py`); in restoration each step in turn at all its positions: for the score, "
-        "which prices violations, and for the return alone. Where it ran on fewer days, compare it by *beyond no "
-        "control*.\n",
+        "which prices violations, and for the return alone.\n",
         "*OpenDSS-like controls* are the feeder's regulator and capacitor controls; in restoration, the operator's "
         "rule: isolate what is faulted, then close what restores most.\n",
         "Days are drawn by `gridjax.days`; they are not those of powergym's own files, so that returns of the Powergym "

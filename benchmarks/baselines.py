@@ -96,9 +96,10 @@ def page(record: dict[str, Any]) -> str:
     """All of it as Markdown."""
     meta, cases = record["meta"], record["environments"]
     commands = " and ".join(f"`{command}`" for command in dict.fromkeys(case["command"] for case in cases))
+    used = f"{meta['cores']} core" + ("s" if meta["cores"] > 1 else "")
     lines = [
         "# Baselines of the environments\n",
-        f"Written by {commands} on {meta['date']}: {meta['processor']}, {meta['cores']} core{'s' if meta['cores'] > 1 else ''}, float64, "
+        f"Written by {commands} on {meta['date']}: {meta['processor']}, {used}, float64, "
         f"{sum(case['seconds'] for case in cases) / 60:.0f} minutes; "
         + ", ".join(f"{k} {v}" for k, v in meta["versions"].items())
         + ". Raw figures: [baselines.json](baselines.json).\n",

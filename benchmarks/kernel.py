@@ -54,7 +54,7 @@ def points(grid: gridjax.Grid, batch: int) -> gridjax.OperatingPoint:
 
 
 def derivatives(name: str, batch: int, repeats: int) -> list[dict]:
-    """Value, and value with gradient by all loads' powers, of two scalars."""
+    """Value, and value with gradient by all loads' powers, of three scalars."""
     grid = gridjax.compile(gridjax.feeders.load(name))
     many = points(grid, batch)
 
@@ -63,6 +63,10 @@ def derivatives(name: str, batch: int, repeats: int) -> list[dict]:
 
     def losses(grid, point):
         return gridjax.losses(grid, point, gridjax.solve(grid, point)).real
+
+    def loadings(grid, point):
+        rated = gridjax.loading(grid, point, gridjax.solve(grid, point))
+        return sum((jnp.sum(a**2) for a in rated.values()), jnp.zeros(()))
 
     def with_gradient(scalar):
         def both(grid, point):
@@ -77,7 +81,8 @@ def derivatives(name: str, batch: int, repeats: int) -> list[dict]:
         return lambda grid, many: jax.lax.map(lambda point: function(grid, point), many, batch_size=min(CHUNK, batch))
 
     rows = []
-    for what, scalar in (("sum of squared voltages", squares), ("losses", losses)):
+    scalars = ("sum of squared voltages", squares), ("losses", losses), ("sum of squared loadings", loadings)
+    for what, scalar in scalars:
         for how, spread in (("vmap", lambda f: jax.vmap(f, in_axes=(None, 0))), ("in batches", in_batches)):
             value = timed(spread(scalar), grid, many, repeats=repeats)
             both = timed(spread(with_gradient(scalar)), grid, many, repeats=repeats)

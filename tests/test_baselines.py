@@ -222,3 +222,16 @@ def test_a_small_run(tmp_path, monkeypatch, capsys):
     assert "| IEEE 1547 droop | - | there are no inverters" in text
     for plot in ("baselines_returns.svg", "baselines_violations.svg"):
         assert plot in text and (tmp_path / plot).read_text().rstrip().endswith("</svg>")
+
+
+@pytest.mark.filterwarnings("ignore:feeder")
+@pytest.mark.parametrize("name", ["DerControl-ieee34-v0", "Restoration-ieee123-v0"])
+def test_the_record_is_of_the_days_of_now(name):
+    """Whoever changes how days or circuits are made records the tables anew: the committed returns come out again."""
+    record = json.loads((environments.ROOT / "docs/baselines.json").read_text())["environments"]
+    case = contenders.prepare(name, None, None)
+    rows = np.array([0, 40, 99])
+    have = contenders.play(case, contenders.held(case, contenders.idle(case))[rows], rows).sums["return"]
+    (recorded,) = (row for row in record if row["name"] == name)
+    want = np.array(next(row for row in recorded["rows"] if row["policy"] == contenders.NOTHING)["returns"])[rows]
+    np.testing.assert_allclose(have, want, rtol=1e-5)  # six digits are kept

@@ -200,6 +200,5 @@ def test_a_load_near_the_nose_takes_many_sweeps_and_does_not_end_the_day():
     point = dataclasses.replace(nominal, load_kw=factor * nominal.load_kw, load_kvar=factor * nominal.load_kvar)
     exact = gridjax.solve(params.grid, point, method="newton")
     assert not gridjax.solve(params.grid, point).converged and exact.converged
-    np.testing.assert_allclose(
-        state.v, jnp.abs(exact.v), atol=1e-6
-    )  # the last sweep still moves by a share of its step
+    # So near the nose sweeps shrink slowly: what is left is many times the last change, which is within 1e-8.
+    np.testing.assert_allclose(state.v, jnp.abs(exact.v), atol=1e-6)

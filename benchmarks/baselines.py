@@ -129,8 +129,8 @@ def explanation(seeds: dict[str, int]) -> list[str]:
         "gradient ascent through the environment, from no control's actions and from those of the policy that is best "
         "on the day (`benchmarks/ascent.py`), and the best constant action there is what the same ascent over all "
         "training days finds from no control's: a local optimum, of which there may be better ones; in "
-        "restoration each step in turn at all its positions: for the score, which prices violations, and for the return "
-        "alone. Where it ran on fewer days, compare it by *beyond no control*.\n",
+        "restoration each step in turn at all its positions: for the score, which prices violations, and for the "
+        "return alone. Where it ran on fewer days, compare it by *beyond no control*.\n",
         "*OpenDSS-like controls* are the feeder's regulator and capacitor controls; in restoration, the operator's "
         "rule: isolate what is faulted, then close what restores most.\n",
         "Days are drawn by `gridjax.days`; they are not those of powergym's own files, so that returns of the Powergym "
